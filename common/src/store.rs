@@ -1,0 +1,308 @@
+//! The store: what a router persists. The verbs are the design's, not Redis commands, so that the embedded log and Redis
+//! stand behind one trait and one test suite (`tests/store_suite.rs`).
+//!
+//! Invariants of every backend:
+//! * After `take(p)` returned term t, no write of p under a lower term takes effect, however late it arrives.
+//! * `append` answered with an id means stored at the configured durability. `AppendError::Lost` means unknown: whoever
+//!   holds the term must take a new one and read back before it appends again.
+//! * Ids grow strictly; within a term sequences are dense and begin at 1.
+
+use std::collections::BTreeMap;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use tokio::sync::watch;
+
+use crate::{
+    clock::UnixMillis,
+    name::{PartitionKey, TenantName},
+    position::{EntryId, Term},
+};
+
+#[cfg(feature = "embedded")]
+pub mod embedded;
+#[cfg(feature = "redis")]
+pub mod redis;
+
+/// Numbers first .. first + count - 1 that a producer gave to records of one partition.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Segment {
+    /// Incarnation of the shard that numbered them.
+    pub producer: u64,
+    /// First number.
+    pub first: u64,
+    /// How many, 1 and more.
+    pub count: u32,
+}
+
+/// Running totals of a partition: lag and backlog are differences of them.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Totals {
+    /// Records stored up to and including an entry.
+    pub records: u64,
+    /// Bytes of records stored up to and including an entry.
+    pub bytes: u64,
+}
+
+/// Records stored together.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Entry {
+    /// A `RecordBatch`, undecoded.
+    pub records: Bytes,
+    /// Who numbered them, in the order of the records.
+    pub segments: Vec<Segment>,
+    /// Records in it.
+    pub count: u32,
+    /// `received_at` of the first record, milliseconds since 1970.
+    pub first_received_at: UnixMillis,
+    /// Totals with this entry.
+    pub totals: Totals,
+}
+
+/// An entry with its place in the log.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct StoredEntry {
+    /// Where.
+    pub id: EntryId,
+    /// What.
+    pub entry: Entry,
+}
+
+/// Answer to `take`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Took {
+    /// The new term.
+    pub term: Term,
+    /// Router incarnation that held the partition before, if any.
+    pub previous_holder: Option<u64>,
+    /// Last entry that is stored, ZERO when none ever was. Survives trimming.
+    pub last: EntryId,
+    /// Totals at `last`.
+    pub totals: Totals,
+    /// Totals before the first retained entry: `totals - trimmed` is what the log holds.
+    pub trimmed: Totals,
+}
+
+/// The end of a log, newest entry first, for telling what producers last stored.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct ReadBack {
+    /// Ids with their segments, newest first.
+    pub entries: Vec<(EntryId, Vec<Segment>)>,
+    /// The whole retained log was read: what is not in it was not stored, or is long settled.
+    pub complete: bool,
+}
+
+/// Records of an entry that a group is not done with.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct OpenEntry {
+    /// Bit i: record i is done (acked, filtered, dead). Least significant bit of byte 0 first.
+    pub done: Vec<u8>,
+    /// Records that were handed out and came back: index, times handed out so far.
+    pub deliveries: Vec<(u32, u32)>,
+}
+
+/// Where a group is in one partition.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct GroupCursor {
+    /// Every record up to and including this entry is done.
+    pub done_up_to: EntryId,
+    /// `Totals::records` at `done_up_to`.
+    pub done_records: u64,
+    /// Entries above it of which some records are done.
+    pub open: BTreeMap<EntryId, OpenEntry>,
+}
+
+/// Cursors of one partition.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Cursors {
+    /// The fan-out cursor; None while the tenant has no filters.
+    pub fan: Option<EntryId>,
+    /// By group name.
+    pub groups: BTreeMap<String, GroupCursor>,
+}
+
+/// One change of a cursor.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum CursorChange {
+    /// Sets or removes the fan-out cursor.
+    Fan(Option<EntryId>),
+    /// Moves a group's cursor; ignored when the group was deleted. Open entries at or below `done_up_to` are dropped.
+    Group {
+        /// Name.
+        group: String,
+        /// New done-up-to.
+        done_up_to: EntryId,
+        /// `Totals::records` there.
+        done_records: u64,
+        /// Entries whose state is written.
+        open: Vec<(EntryId, OpenEntry)>,
+    },
+}
+
+/// Where a new group's cursor is set.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum CursorStart {
+    /// After the last stored entry.
+    Latest,
+    /// Before the oldest retained entry.
+    Earliest,
+    /// Before the first entry whose `first_received_at` is not below this (a record just before it may be included).
+    Time(UnixMillis),
+}
+
+/// What `trim` may not touch.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Keep {
+    /// The newest entries, which a new home needs to tell what producers stored.
+    pub entries: u64,
+    /// Groups that are defined for the tenant, by count: fewer cursors in the slot than this and nothing is trimmed.
+    pub groups: usize,
+}
+
+/// What a user may do.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Role {
+    /// MQTT.
+    Device,
+    /// The doors of its tenant.
+    Service,
+    /// Users of its tenant as well.
+    TenantAdmin,
+    /// Everything; only in tenant `system`.
+    Admin,
+}
+
+/// A user as stored. The verifier never leaves the routers.
+#[derive(Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct User {
+    /// Name within the tenant.
+    pub name: String,
+    /// What it may do.
+    pub role: Role,
+    /// PHC string.
+    pub verifier: String,
+}
+
+impl std::fmt::Debug for User {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "User({}, {:?})", self.name, self.role)
+    }
+}
+
+/// The store did not do it.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum StoreError {
+    /// No answer, or a connection that broke: nothing is known, try again.
+    #[error("the store does not answer: {0}")]
+    Unavailable(String),
+    /// It answered with something that should not be there.
+    #[error("the store holds something unreadable: {0}")]
+    Corrupt(String),
+    /// It is full or refuses writes; nothing was written.
+    #[error("the store refuses: {0}")]
+    Refused(String),
+}
+
+/// An append that was not confirmed.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum AppendError {
+    /// A higher term was taken: nothing was written, and this holder never writes again.
+    #[error("another router has taken the partition")]
+    Fenced,
+    /// Whether it was written is unknown.
+    #[error("the store's answer was lost: {0}")]
+    Lost(String),
+    /// Not written: the store is out of memory or read-only for now.
+    #[error("the store refuses: {0}")]
+    Refused(String),
+}
+
+/// A write under a term that was not confirmed. Every such write can be repeated.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum CommitError {
+    /// A higher term was taken.
+    #[error("another router has taken the partition")]
+    Fenced,
+    /// Try again.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// Durable partitions and users.
+#[async_trait]
+pub trait Store: Send + Sync + 'static {
+    /// Makes `holder` (a router's incarnation, not 0) the only writer of the partition.
+    async fn take(&self, partition: &PartitionKey, holder: u64) -> Result<Took, StoreError>;
+
+    /// Who holds the term, and which: no promise beyond the moment.
+    async fn holder(&self, partition: &PartitionKey) -> Result<Option<(Term, u64)>, StoreError>;
+
+    /// Appends under a term.
+    async fn append(
+        &self,
+        partition: &PartitionKey,
+        term: Term,
+        entry: &Entry,
+    ) -> Result<EntryId, AppendError>;
+
+    /// Entries above `after`, oldest first: at most `max_entries`, and no more once `max_bytes` of records are read (at
+    /// least one entry if there is one).
+    async fn read(
+        &self,
+        partition: &PartitionKey,
+        after: EntryId,
+        max_entries: usize,
+        max_bytes: usize,
+    ) -> Result<Vec<StoredEntry>, StoreError>;
+
+    /// The end of the log, up to about `max_bytes` of records.
+    async fn read_back(&self, partition: &PartitionKey, max_bytes: usize) -> Result<ReadBack, StoreError>;
+
+    /// All cursors of the partition.
+    async fn cursors(&self, partition: &PartitionKey) -> Result<Cursors, StoreError>;
+
+    /// Creates a group's cursor unless it is there. Needs no term.
+    async fn create_cursor(
+        &self,
+        partition: &PartitionKey,
+        group: &str,
+        start: CursorStart,
+    ) -> Result<(), StoreError>;
+
+    /// Deletes a group's cursor. Needs no term.
+    async fn delete_cursor(&self, partition: &PartitionKey, group: &str) -> Result<(), StoreError>;
+
+    /// Moves cursors under a term, all or none.
+    async fn commit(
+        &self,
+        partition: &PartitionKey,
+        term: Term,
+        changes: &[CursorChange],
+    ) -> Result<(), CommitError>;
+
+    /// Removes entries that every group and the fan-out are done with, atomically with reading their cursors. Returns the
+    /// totals before the first retained entry.
+    async fn trim(&self, partition: &PartitionKey, term: Term, keep: Keep) -> Result<Totals, CommitError>;
+
+    /// Stores a user. With `create`, only if there is none of that name; false: there is one.
+    async fn put_user(&self, tenant: &TenantName, user: &User, create: bool) -> Result<bool, StoreError>;
+
+    /// A user by name.
+    async fn user(&self, tenant: &TenantName, name: &str) -> Result<Option<User>, StoreError>;
+
+    /// All users of a tenant, by name.
+    async fn users(&self, tenant: &TenantName) -> Result<Vec<User>, StoreError>;
+
+    /// Removes a user; false: there was none.
+    async fn delete_user(&self, tenant: &TenantName, name: &str) -> Result<bool, StoreError>;
+
+    /// Removes everything of a tenant: logs, cursors, users.
+    async fn delete_tenant(&self, tenant: &TenantName, partitions: u32) -> Result<(), StoreError>;
+
+    /// Whether the store answers and may be written now.
+    fn healthy(&self) -> watch::Receiver<bool>;
+
+    /// One word and the durability class, for logs and `penstockctl cluster`.
+    fn describe(&self) -> String;
+}
