@@ -9,8 +9,8 @@ use std::{
 use async_trait::async_trait;
 use penstock_common::name::{PartitionKey, TenantName};
 use penstock_proto::link::{
-    Attached, Authenticate, ClaimProvisional, Interest, InterestConfirmed, Kick, Kicked, LaneLost, LaneOpened, OpenLane,
-    ProvisionalEpoch, Verdict, control_down as down, control_up as up, data_down,
+    Attached, Authenticate, ClaimProvisional, Interest, InterestConfirmed, Kick, Kicked, LaneLost,
+    LaneOpened, OpenLane, ProvisionalEpoch, Verdict, control_down as down, control_up as up, data_down,
 };
 use tokio::time::Instant;
 use tracing::warn;
@@ -28,7 +28,12 @@ pub trait Authenticator: Send + Sync + 'static {
 }
 
 /// Handles one message; false when the shard breaks the contract and its link must close.
-pub fn handle(homes: &Arc<Homes>, authenticator: &Arc<dyn Authenticator>, link: &Arc<Link>, kind: up::Kind) -> bool {
+pub fn handle(
+    homes: &Arc<Homes>,
+    authenticator: &Arc<dyn Authenticator>,
+    link: &Arc<Link>,
+    kind: up::Kind,
+) -> bool {
     match kind {
         up::Kind::Hello(_) => return false,
         up::Kind::Heartbeat(_) => {}
@@ -130,7 +135,9 @@ async fn open_home(homes: &Arc<Homes>, link: &Link, key: &PartitionKey) -> Resul
     loop {
         match homes.open(key).await {
             Ok(home) => return Ok(home),
-            Err(error) if Instant::now() >= deadline || link.closed.is_cancelled() => return Err(error.to_string()),
+            Err(error) if Instant::now() >= deadline || link.closed.is_cancelled() => {
+                return Err(error.to_string());
+            }
             Err(_) => backoff.pause(&homes.seams).await,
         }
     }
@@ -152,7 +159,10 @@ fn apply_interest(homes: &Arc<Homes>, link: &Arc<Link>, interest: Interest) {
     tokio::spawn(async move {
         for home in affected {
             let mut backoff = Backoff::new(Duration::from_millis(20), Duration::from_secs(1));
-            while !home.lost().is_cancelled() && !link.closed.is_cancelled() && home.begin_fan_out().await.is_err() {
+            while !home.lost().is_cancelled()
+                && !link.closed.is_cancelled()
+                && home.begin_fan_out().await.is_err()
+            {
                 backoff.pause(&homes.seams).await;
             }
         }

@@ -46,16 +46,17 @@ pub struct Fan {
 impl Fan {
     /// Begins at the stored cursor, or at the log's end.
     pub fn new(stored: Option<EntryId>, last: EntryId) -> Self {
-        Self { head: stored.unwrap_or(last), stored, behind: BTreeMap::new(), untaken: BTreeMap::new(), abandoned: BTreeSet::new() }
+        Self {
+            head: stored.unwrap_or(last),
+            stored,
+            behind: BTreeMap::new(),
+            untaken: BTreeMap::new(),
+            abandoned: BTreeSet::new(),
+        }
     }
 
     /// Brings the shards up to date: `present` have a link and a snapshot, `registered` are alive by at least one witness.
-    pub fn observe(
-        &mut self,
-        present: impl Fn(&ShardId) -> bool,
-        registered: &[ShardId],
-        now: Instant,
-    ) {
+    pub fn observe(&mut self, present: impl Fn(&ShardId) -> bool, registered: &[ShardId], now: Instant) {
         for shard in registered {
             if !present(shard) && !self.abandoned.contains(shard) {
                 self.leave_behind(*shard, now);
@@ -66,7 +67,12 @@ impl Fan {
         self.untaken.retain(|shard, _| registered.contains(shard) || present(shard));
     }
 
-    /// The shard can't be served now: it will be caught up from what it has not taken.
+    /// The shard's link has no room for the entry after `before`: it will be caught up from there.
+    pub fn is_full(&mut self, shard: ShardId, before: EntryId, now: Instant) {
+        self.behind.entry(shard).or_insert(Behind { from: before, since: now });
+    }
+
+    /// The shard has no link: it will be caught up from what it has not taken.
     pub fn leave_behind(&mut self, shard: ShardId, now: Instant) {
         let untaken = self.untaken.remove(&shard).and_then(|mut all| all.pop_front());
         let from = untaken.unwrap_or(self.head);
@@ -126,10 +132,12 @@ impl Fan {
         self.untaken.entry(shard).or_default().push_back(before);
     }
 
-    /// The shard has taken its oldest Deliver.
-    pub fn taken(&mut self, shard: ShardId) {
+    /// The shard has taken this entry, and those before it.
+    pub fn taken(&mut self, shard: ShardId, entry: EntryId) {
         if let Some(untaken) = self.untaken.get_mut(&shard) {
-            untaken.pop_front();
+            while untaken.front().is_some_and(|before| *before < entry) {
+                untaken.pop_front();
+            }
             if untaken.is_empty() {
                 self.untaken.remove(&shard);
             }
@@ -163,10 +171,10 @@ mod tests {
         fan.sent(A, id(6));
         fan.head = id(7);
         assert_eq!(fan.cursor(), id(5));
-        fan.taken(B);
-        fan.taken(A);
+        fan.taken(B, id(6));
+        fan.taken(A, id(6));
         assert_eq!(fan.cursor(), id(6));
-        fan.taken(A);
+        fan.taken(A, id(7));
         assert_eq!(fan.cursor(), id(7));
     }
 
@@ -198,6 +206,19 @@ mod tests {
         assert_eq!(fan.cursor(), id(5));
         fan.observe(|_| false, &[], now);
         assert_eq!(fan.cursor(), id(9));
+    }
+
+    #[test]
+    fn a_full_link_is_caught_up_from_the_log_and_keeps_what_is_under_way() {
+        let now = Instant::now();
+        let mut fan = Fan::new(None, id(5));
+        fan.sent(A, id(5));
+        fan.is_full(A, id(6), now);
+        fan.is_full(A, id(7), now);
+        fan.head = id(8);
+        assert_eq!((fan.behind(), fan.cursor()), (vec![(A, id(6))], id(5)));
+        fan.taken(A, id(6));
+        assert_eq!(fan.cursor(), id(6));
     }
 
     #[test]

@@ -132,7 +132,9 @@ impl Home {
 
     /// Sends a shard that was behind what it has missed, if it can be sent now.
     async fn catch_up(self: &Arc<Self>, shard: ShardId, mut from: EntryId) -> Result<(), StoreError> {
-        let Some(link) = self.homes.links.shard(&shard).filter(|link| link.is_present()) else { return Ok(()) };
+        let Some(link) = self.homes.links.shard(&shard).filter(|link| link.is_present()) else {
+            return Ok(());
+        };
         let room = |link: &Link| link.untaken_bytes() < self.homes.config.deliver_bytes / 2;
         while room(&link) && !self.lost().is_cancelled() {
             let head = lock(&self.fan).head;
@@ -181,7 +183,12 @@ impl Home {
     }
 
     /// Sends an entry to the links that want records of it; false when `only` could not be sent to.
-    fn fan_entry(self: &Arc<Self>, entry: &Arc<StoredEntry>, before: EntryId, only: Option<&Arc<Link>>) -> bool {
+    fn fan_entry(
+        self: &Arc<Self>,
+        entry: &Arc<StoredEntry>,
+        before: EntryId,
+        only: Option<&Arc<Link>>,
+    ) -> bool {
         let (wanted, records) = self.wanted(entry);
         for want in wanted {
             let link = match only {
@@ -206,11 +213,12 @@ impl Home {
                 records: select(&entry.entry.records, &want.ranges, whole),
             };
             self.homes.metrics.delivered_bytes.inc_by(deliver.records.len() as u64);
-            let full = link.untaken_bytes() > self.homes.config.deliver_bytes;
-            let mut fan = lock(&self.fan);
-            fan.sent(link.shard, before);
-            drop(fan);
-            if full || link.deliver(self, deliver).is_err() {
+            if link.untaken_bytes() > self.homes.config.deliver_bytes {
+                lock(&self.fan).is_full(link.shard, before, Instant::now());
+                continue;
+            }
+            lock(&self.fan).sent(link.shard, before);
+            if link.deliver(self, entry.id, deliver).is_err() {
                 lock(&self.fan).leave_behind(link.shard, Instant::now());
                 if only.is_some() {
                     return false;
@@ -258,13 +266,7 @@ impl Home {
         match self.commit(vec![CursorChange::Fan(change)]).await {
             Ok(()) => {
                 *committed_at = Instant::now();
-                let mut fan = lock(&self.fan);
-                fan.stored = change;
-                if change.is_none() {
-                    self.fan_active.store(false, Ordering::Release);
-                    fan.head = *self.last().borrow();
-                }
-                drop(fan);
+                self.cursor_is_stored(change);
                 // Somebody may have subscribed between the look and the commit.
                 if change.is_none() && self.homes.interest.any(&self.key.tenant) {
                     self.begin_fan_out().await.map_err(|error| StoreError::Unavailable(error.to_string()))?;
@@ -273,6 +275,15 @@ impl Home {
             }
             Err(CommitError::Fenced) => Ok(()),
             Err(CommitError::Store(error)) => Err(error),
+        }
+    }
+
+    fn cursor_is_stored(&self, cursor: Option<EntryId>) {
+        let mut fan = lock(&self.fan);
+        fan.stored = cursor;
+        if cursor.is_none() {
+            self.fan_active.store(false, Ordering::Release);
+            fan.head = *self.last().borrow();
         }
     }
 }

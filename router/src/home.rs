@@ -107,7 +107,13 @@ impl Home {
         Ok(home)
     }
 
-    fn new(homes: &Arc<Homes>, key: &PartitionKey, took: Took, producers: Producers, fan: Option<EntryId>) -> Self {
+    fn new(
+        homes: &Arc<Homes>,
+        key: &PartitionKey,
+        took: Took,
+        producers: Producers,
+        fan: Option<EntryId>,
+    ) -> Self {
         let fan = Fan::new(fan, took.last);
         Self {
             key: key.clone(),
@@ -223,7 +229,7 @@ impl Home {
         inner.opened.retain(|(own, number)| **own != *link || *number != lane);
         let still = inner.opened.iter().any(|(own, _)| **own == *link);
         if !still {
-            inner.owners.forget(link);
+            inner.owners.forget(|own| **own == *link);
         }
     }
 
@@ -292,7 +298,7 @@ impl Home {
         self.fan_wake.notify_one();
         let mut inner = lock(&self.inner);
         inner.opened.retain(|(own, _)| **own != *link);
-        inner.owners.forget(link);
+        inner.owners.forget(|own| **own == *link);
     }
 
     /// Whether any link has the lane open, or anybody reads.
@@ -448,7 +454,8 @@ impl Home {
     }
 
     fn wants_trim(&self) -> bool {
-        lock(&self.inner).appended_since_trim >= KEEP_ENTRIES_LEAST || self.cursors_moved.load(Ordering::Relaxed)
+        lock(&self.inner).appended_since_trim >= KEEP_ENTRIES_LEAST
+            || self.cursors_moved.load(Ordering::Relaxed)
     }
 
     async fn trim(&self) {
@@ -481,9 +488,9 @@ impl Home {
         read_at > 0 && self.age().saturating_sub(read_at) < TAIL_IDLE.as_millis() as u64
     }
 
-    /// The oldest Deliver of a shard was taken.
-    pub fn taken(&self, shard: ShardId) {
-        lock(&self.fan).taken(shard);
+    /// A shard has given an entry to its sessions.
+    pub fn taken(&self, shard: ShardId, entry: EntryId) {
+        lock(&self.fan).taken(shard, entry);
         self.fan_wake.notify_one();
     }
 }

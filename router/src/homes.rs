@@ -17,8 +17,8 @@ use penstock_common::{
 use tokio::sync::{Notify, OnceCell, mpsc, watch};
 
 use crate::{
-    config::RouterConfig, home::Home, home::lock, interest::Interest, lane::Held, link::Link, links::Links, metrics::Metrics,
-    presence::Presence,
+    config::RouterConfig, home::Home, home::lock, interest::Interest, lane::Held, link::Link, links::Links,
+    metrics::Metrics, presence::Presence,
 };
 
 /// Bytes of credit that a lane may have at most and at least.
@@ -113,7 +113,9 @@ impl Homes {
     /// A home is lost or closed.
     pub fn forget(&self, home: &Home) {
         let mut table = lock(&self.table);
-        let same = |cell: &Arc<OnceCell<Arc<Home>>>| cell.get().is_some_and(|own| std::ptr::eq(&raw const **own, home));
+        let same = |cell: &Arc<OnceCell<Arc<Home>>>| {
+            cell.get().is_some_and(|own| std::ptr::eq(&raw const **own, home))
+        };
         if table.get(&home.key).is_some_and(same) {
             table.remove(&home.key);
         }

@@ -90,7 +90,9 @@ impl<L> Flight<L> {
     /// A copy of these numbers is under way already: it must be stored, and known as stored, first.
     fn overlaps(&self, next: Segment) -> bool {
         let ends_behind = |own: &Segment| own.first + u64::from(own.count) > next.first;
-        self.batches.iter().any(|batch| batch.segment.producer == next.producer && ends_behind(&batch.segment))
+        self.batches
+            .iter()
+            .any(|batch| batch.segment.producer == next.producer && ends_behind(&batch.segment))
     }
 }
 
@@ -298,7 +300,8 @@ impl Joined {
         self.parts.push(records);
         match self.segments.last_mut() {
             Some(last)
-                if last.producer == segment.producer && last.first + u64::from(last.count) == segment.first =>
+                if last.producer == segment.producer
+                    && last.first + u64::from(last.count) == segment.first =>
             {
                 last.count += segment.count;
             }

@@ -13,6 +13,7 @@ use std::{
 
 use bytes::Bytes;
 use hashbrown::HashMap;
+use penstock_common::position::EntryId;
 use penstock_proto::link::{
     ControlDown, Deliver, Push, PushResult, Settle, control_down, control_up, data_down,
 };
@@ -53,6 +54,7 @@ pub enum LaneSlot {
 struct Untaken {
     delivery: u64,
     home: Arc<Home>,
+    entry: EntryId,
     bytes: usize,
 }
 
@@ -187,7 +189,7 @@ impl Link {
     }
 
     /// Sends records of an entry.
-    pub fn deliver(&self, home: &Arc<Home>, mut deliver: Deliver) -> Result<(), Closed> {
+    pub fn deliver(&self, home: &Arc<Home>, entry: EntryId, mut deliver: Deliver) -> Result<(), Closed> {
         let mut deliveries = lock(&self.deliveries);
         if self.closed.is_cancelled() {
             return Err(Closed);
@@ -196,22 +198,23 @@ impl Link {
         deliver.delivery = deliveries.next;
         let bytes = deliver.records.len();
         deliveries.bytes += bytes;
-        deliveries.untaken.push_back(Untaken { delivery: deliver.delivery, home: Arc::clone(home), bytes });
+        let untaken = Untaken { delivery: deliver.delivery, home: Arc::clone(home), entry, bytes };
+        deliveries.untaken.push_back(untaken);
         self.data.send(data_down::Kind::Deliver(deliver))
     }
 
     /// The shard has taken every Deliver up to this one.
     pub fn taken(&self, delivery: u64) {
         let mut deliveries = lock(&self.deliveries);
-        let mut homes: Vec<Arc<Home>> = Vec::new();
+        let mut taken: Vec<(Arc<Home>, EntryId)> = Vec::new();
         while deliveries.untaken.front().is_some_and(|first| first.delivery <= delivery) {
             let Some(first) = deliveries.untaken.pop_front() else { break };
             deliveries.bytes -= first.bytes;
-            homes.push(first.home);
+            taken.push((first.home, first.entry));
         }
         drop(deliveries);
-        for home in homes {
-            home.taken(self.shard);
+        for (home, entry) in taken {
+            home.taken(self.shard, entry);
         }
     }
 
@@ -282,7 +285,11 @@ impl Link {
 
     /// The home of an open lane, with the message for it. A message for a lane that is opening is kept until it is open;
     /// one for a lane that is closed or lost is dropped.
-    pub fn route(&self, lane: LaneNumber, message: control_up::Kind) -> Option<(Arc<Home>, control_up::Kind)> {
+    pub fn route(
+        &self,
+        lane: LaneNumber,
+        message: control_up::Kind,
+    ) -> Option<(Arc<Home>, control_up::Kind)> {
         match lock(&self.lanes).get_mut(&lane)? {
             LaneSlot::Open(home) => Some((Arc::clone(home), message)),
             LaneSlot::Opening(queue) if queue.len() < OPENING => {

@@ -66,22 +66,46 @@ impl Metrics {
             "Time from an append to the store's answer",
             metrics.append_seconds.clone(),
         );
-        registry.register("penstock_append_records", "Records stored with one append", metrics.append_records.clone());
+        registry.register(
+            "penstock_append_records",
+            "Records stored with one append",
+            metrics.append_records.clone(),
+        );
         metrics
     }
 
     fn register_counts(&self, registry: &mut Registry) {
         let counts = [
             ("penstock_stale_epochs", "Ownerships and records refused for a void epoch", &self.stale_epochs),
-            ("penstock_backlog_refused_records", "Records refused because a backlog is full", &self.refused_backlog),
-            ("penstock_append_overruns", "Links closed because a shard sent more than its credit", &self.overruns),
+            (
+                "penstock_backlog_refused_records",
+                "Records refused because a backlog is full",
+                &self.refused_backlog,
+            ),
+            (
+                "penstock_append_overruns",
+                "Links closed because a shard sent more than its credit",
+                &self.overruns,
+            ),
             ("penstock_fan_out_abandoned", "Shards that fan-out went on without", &self.abandoned),
-            ("penstock_deliver_bytes", "Bytes of records sent to links for subscribers", &self.delivered_bytes),
+            (
+                "penstock_deliver_bytes",
+                "Bytes of records sent to links for subscribers",
+                &self.delivered_bytes,
+            ),
             ("penstock_homes_taken", "Partitions taken", &self.homes_taken),
             ("penstock_appended_records", "Records stored", &self.appended_records),
             ("penstock_appended_bytes", "Bytes of records stored", &self.appended_bytes),
-            ("penstock_resent_records", "Records that were sent again and were stored already", &self.duplicates),
-            ("penstock_in_doubt_records", "Records stored though they may have been stored before", &self.in_doubt),
+            (
+                "penstock_resent_records",
+                "Records that were sent again and were stored already",
+                &self.duplicates,
+            ),
+            (
+                "penstock_in_doubt_records",
+                "Records stored though they may have been stored before",
+                &self.in_doubt,
+            ),
             (
                 "penstock_in_doubt_dropped_records",
                 "QoS 0 records dropped because they may have been stored before",

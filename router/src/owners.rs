@@ -67,9 +67,10 @@ impl<S: Clone + PartialEq> Owners<S> {
             self.clients.insert(client.into(), new);
             return Attached::Alone;
         };
-        let granted = self.granted.get(client).is_some_and(|(provisional, superseded)| {
-            *provisional == epoch && *superseded == present.epoch
-        });
+        let granted = self
+            .granted
+            .get(client)
+            .is_some_and(|(provisional, superseded)| *provisional == epoch && *superseded == present.epoch);
         if !granted && epoch < present.epoch {
             // The bound is one above the loser: a provisional winner is numerically below a real loser.
             return Attached::Void { below: Epoch(epoch.0 + 1) };
@@ -98,8 +99,8 @@ impl<S: Clone + PartialEq> Owners<S> {
     }
 
     /// Forgets what a link attached: it is closed, and its shard attaches again when it is back.
-    pub fn forget(&mut self, link: &S) {
-        self.clients.retain(|_, own| own.link != *link);
+    pub fn forget(&mut self, gone: impl Fn(&S) -> bool) {
+        self.clients.retain(|_, own| !gone(&own.link));
     }
 
     /// How many clients are owned.
@@ -124,7 +125,7 @@ mod tests {
         assert!(below > Epoch::real(10) && below <= Epoch::real(11));
         owners.detach(b"c", Epoch::real(10));
         assert_eq!(owners.get(b"c").map(|own| own.link), Some('b'));
-        owners.forget(&'b');
+        owners.forget(|link| *link == 'b');
         assert_eq!(owners.len(), 0);
     }
 

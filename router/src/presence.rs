@@ -9,8 +9,9 @@ use std::{
 };
 
 use penstock_common::{
-    net, rendezvous,
+    net,
     registry::{Member, MemberKind, Members},
+    rendezvous,
 };
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
@@ -52,7 +53,8 @@ impl Presence {
     /// Whether the registry names this member now.
     pub fn is_registered(&self, incarnation: u64) -> bool {
         let alive = lock(&self.alive);
-        alive.registered.gateways.contains_key(&incarnation) || alive.registered.routers.contains_key(&incarnation)
+        alive.registered.gateways.contains_key(&incarnation)
+            || alive.registered.routers.contains_key(&incarnation)
     }
 
     /// A link came or went.
@@ -67,9 +69,8 @@ pub async fn follow(homes: Arc<Homes>, stop: CancellationToken) {
     loop {
         let now = registered.borrow_and_update().clone();
         let lost = observe(&homes, now).await;
-        let probe = async {
-            if lost { tokio::time::sleep(PROBE_EVERY).await } else { std::future::pending().await }
-        };
+        let probe =
+            async { if lost { tokio::time::sleep(PROBE_EVERY).await } else { std::future::pending().await } };
         tokio::select! {
             changed = registered.changed() => if changed.is_err() { return },
             () = homes.presence.changed.notified() => {}
@@ -85,7 +86,8 @@ async fn observe(homes: &Homes, registered: Arc<Members>) -> bool {
     let mut routers = registered.routers.clone();
     let mut lost = false;
     for (incarnation, member) in &before.routers {
-        if !routers.contains_key(incarnation) && (*incarnation == homes.incarnation || answers(member).await) {
+        if !routers.contains_key(incarnation) && (*incarnation == homes.incarnation || answers(member).await)
+        {
             routers.insert(*incarnation, member.clone());
             lost = true;
         }

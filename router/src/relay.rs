@@ -43,7 +43,9 @@ async fn client(homes: &Homes, via: u64) -> Result<LinkClient<Channel>, Status> 
 fn passed_on<T: Send + 'static>(request: Request<Streaming<T>>) -> Request<impl Stream<Item = T> + Send> {
     let (metadata, _, inbound) = request.into_parts();
     // A broken stream ends the relayed one as well.
-    let stream = inbound.take_while(|message| std::future::ready(message.is_ok())).filter_map(|message| async { message.ok() });
+    let stream = inbound
+        .take_while(|message| std::future::ready(message.is_ok()))
+        .filter_map(|message| async { message.ok() });
     let mut request = Request::new(stream);
     for key in ["penstock-secret", "penstock-link", "penstock-gateway", "penstock-shard"] {
         if let Some(value) = metadata.get(key) {

@@ -6,8 +6,8 @@ use std::{pin::Pin, sync::Arc, time::Duration};
 use futures::Stream;
 use penstock_common::store::Segment;
 use penstock_proto::link::{
-    Append, ControlDown, ControlUp, DataDown, DataUp, Heartbeat, Hello, Welcome, control_down, control_up, data_up,
-    link_server,
+    Append, ControlDown, ControlUp, DataDown, DataUp, Heartbeat, Hello, Welcome, control_down, control_up,
+    data_up, link_server,
 };
 use tokio::{sync::mpsc, time::MissedTickBehavior};
 use tokio_stream::wrappers::ReceiverStream;
@@ -65,7 +65,8 @@ fn named(metadata: &MetadataMap) -> Result<Named, Status> {
         let text = value.to_str().map_err(|_| Status::invalid_argument(format!("{key} is not a number")))?;
         text.parse().map(Some).map_err(bad)
     };
-    let needed = |key: &str| number(key)?.ok_or_else(|| Status::invalid_argument(format!("{key} is missing")));
+    let needed =
+        |key: &str| number(key)?.ok_or_else(|| Status::invalid_argument(format!("{key} is missing")));
     let shard = u32::try_from(needed("penstock-shard")?)
         .map_err(|_| Status::invalid_argument("penstock-shard is out of range"))?;
     let shard = ShardId { gateway: needed("penstock-gateway")?, shard };
@@ -107,7 +108,7 @@ impl link_server::Link for LinkServer {
         let homes = Arc::clone(&self.homes);
         tokio::spawn(async move {
             let end = run_data(&homes, &link, request.into_inner()).await;
-            debug!(gateway = %link.node_id, shard = link.shard.shard, ?end, "a data stream ended");
+            debug!(gateway = %link.node_id, shard = link.shard.shard, end, "a data stream ended");
             link.closed.cancel();
         });
         Ok(Response::new(Box::pin(outgoing)))
@@ -190,31 +191,24 @@ impl LinkServer {
     }
 }
 
-/// Why a data stream ended.
-#[derive(Debug)]
-enum End {
-    Closed,
-    Broken,
-    Contract(&'static str),
-}
-
-async fn run_data(homes: &Arc<Homes>, link: &Arc<Link>, mut inbound: Streaming<DataUp>) -> End {
+/// Returns why the stream ended.
+async fn run_data(homes: &Arc<Homes>, link: &Arc<Link>, mut inbound: Streaming<DataUp>) -> &'static str {
     loop {
         let message = tokio::select! {
-            () = link.closed.cancelled() => return End::Closed,
+            () = link.closed.cancelled() => return "the link is closed",
             message = inbound.message() => message,
         };
         let kind = match message {
             Ok(Some(message)) => message.kind,
-            Ok(None) => return End::Closed,
-            Err(_) => return End::Broken,
+            Ok(None) => return "the link is closed",
+            Err(_) => return "the connection broke",
         };
         link.heard();
         match kind {
             Some(data_up::Kind::Append(append)) => {
                 if let Err(why) = receive(homes, link, append).await {
                     warn!(gateway = %link.node_id, shard = link.shard.shard, why, "a link is closed");
-                    return End::Contract(why);
+                    return why;
                 }
             }
             Some(data_up::Kind::Taken(taken)) => link.taken(taken.delivery),

@@ -42,7 +42,12 @@ impl Tail {
     }
 
     /// Entries above `after`, or None when they reach further back than the memory.
-    pub fn read(&self, after: EntryId, max_entries: usize, max_bytes: usize) -> Option<Vec<Arc<StoredEntry>>> {
+    pub fn read(
+        &self,
+        after: EntryId,
+        max_entries: usize,
+        max_bytes: usize,
+    ) -> Option<Vec<Arc<StoredEntry>>> {
         if after < self.after {
             return None;
         }
@@ -83,7 +88,8 @@ mod tests {
             tail.push(entry(sequence, 1 << 20));
         }
         assert!(tail.read(EntryId::new(1, 2), 10, 1 << 30).is_none());
-        let ids: Vec<_> = tail.read(EntryId::new(1, 7), 2, 1 << 30).unwrap().iter().map(|e| e.id.sequence).collect();
+        let ids: Vec<_> =
+            tail.read(EntryId::new(1, 7), 2, 1 << 30).unwrap().iter().map(|e| e.id.sequence).collect();
         assert_eq!(ids, [8, 9]);
         assert_eq!(tail.read(EntryId::new(1, 7), 9, 1).unwrap().len(), 1);
         assert!(tail.read(EntryId::new(1, 10), 9, 9).unwrap().is_empty());
