@@ -289,7 +289,7 @@ impl Home {
 
     /// Clients owned by linked shards.
     pub fn owners(&self) -> usize {
-        lock(&self.inner).owners.len()
+        lock(&self.inner).owners.count()
     }
 
     /// A link is closed.

@@ -104,7 +104,7 @@ impl<S: Clone + PartialEq> Owners<S> {
     }
 
     /// How many clients are owned.
-    pub fn len(&self) -> usize {
+    pub fn count(&self) -> usize {
         self.clients.len()
     }
 }
@@ -126,7 +126,7 @@ mod tests {
         owners.detach(b"c", Epoch::real(10));
         assert_eq!(owners.get(b"c").map(|own| own.link), Some('b'));
         owners.forget(|link| *link == 'b');
-        assert_eq!(owners.len(), 0);
+        assert_eq!(owners.count(), 0);
     }
 
     #[test]
