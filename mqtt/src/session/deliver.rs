@@ -75,7 +75,7 @@ impl Session {
     fn deliver_acknowledged(&mut self, delivery: &Delivery<'_>, len: usize) -> Delivered {
         let window = self.window();
         let outgoing = self.outgoing.get_or_insert_default();
-        if outgoing.inflight.len() >= window || !outgoing.queued.is_empty() {
+        if outgoing.inflight.len() >= window {
             return outgoing.enqueue(delivery, len);
         }
         let id = outgoing.next_id(self.last_id);
