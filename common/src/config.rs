@@ -316,7 +316,7 @@ impl Reader {
         self.otlp_endpoint.clone()
     }
 
-    /// Notes a fault of a setting.
+    /// Notes a fault of a setting; with an empty name, of several together.
     pub fn fault(&mut self, flag: &str, fault: &str) {
         let program = self.program;
         let called =

@@ -11,6 +11,7 @@ pub mod lifecycle;
 pub mod name;
 pub mod net;
 pub mod position;
+pub mod process;
 pub mod registry;
 pub mod rendezvous;
 pub mod secret;
