@@ -12,6 +12,7 @@
 pub mod batch;
 pub mod config;
 pub mod control;
+pub mod doors;
 pub mod fan;
 pub mod fanout;
 pub mod home;
@@ -31,4 +32,5 @@ pub mod route;
 pub mod secret;
 pub mod server;
 pub mod stale;
+pub mod start;
 pub mod tail;

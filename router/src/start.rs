@@ -9,7 +9,7 @@ use penstock_common::{
     registry::{Member, MemberKind, Registry, RegistryError},
     store::Store,
 };
-use penstock_proto::link::{Leaving, control_down, link_server};
+use penstock_proto::link::{Leaving, control_down};
 use tokio::{sync::watch, task::JoinHandle, time::Instant};
 use tokio_stream::wrappers::TcpListenerStream;
 use tokio_util::sync::CancellationToken;
@@ -18,12 +18,11 @@ use tracing::{error, info};
 
 use crate::{
     config::RouterConfig,
-    control::Authenticator,
+    doors::Doors,
     homes::Homes,
     metrics::Metrics,
     presence,
-    relay::{CONNECTION_WINDOW, MESSAGE_MOST, STREAM_WINDOW},
-    server::LinkServer,
+    relay::{CONNECTION_WINDOW, STREAM_WINDOW},
 };
 
 /// HTTP/2 pings on links: they find a cut connection that heartbeats would find later.
@@ -89,9 +88,8 @@ impl Router {
         let (homes, took_over) = Homes::new(config, incarnation, store, registry, seams, metrics);
         let doors = Doors::new(&homes, took_over);
         let (stop_links, stop_doors) = (CancellationToken::new(), CancellationToken::new());
-        let links = doors.inside(&homes);
         let serving = vec![
-            serve(links, link, stop_links.clone()),
+            serve(doors.inside(&homes), link, stop_links.clone()),
             serve(doors.outside(), grpc, stop_doors.clone()),
             tokio::spawn(presence::follow(Arc::clone(&homes), stop_links.clone())),
         ];
@@ -99,11 +97,23 @@ impl Router {
         info!(listener = "link", address = %link_address, "listening");
         info!(listener = "grpc", address = %grpc_address, "listening");
         let ready = watch::Sender::new(true);
-        Ok(RunningRouter { homes, link: link_address, grpc: grpc_address, stop_links, stop_doors, serving, ready })
+        Ok(RunningRouter {
+            homes,
+            link: link_address,
+            grpc: grpc_address,
+            stop_links,
+            stop_doors,
+            serving,
+            ready,
+        })
     }
 }
 
-fn bind(what: &'static str, flag: &'static str, address: SocketAddr) -> Result<(TcpListener, SocketAddr), StartError> {
+fn bind(
+    what: &'static str,
+    flag: &'static str,
+    address: SocketAddr,
+) -> Result<(TcpListener, SocketAddr), StartError> {
     let wrong = |error| StartError::Listen { what, address, flag, error };
     let listener = net::listen(address, false).map_err(wrong)?;
     let bound = listener.local_addr().map_err(wrong)?;

@@ -14,8 +14,8 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, watch};
 
 use super::{
-    Claim, ClaimError, Definitions, Group, Limits, Member, MemberKind, Members, Owner, OwnershipEvent, Registry,
-    RegistryError, Tenant, TenantDefinition,
+    Claim, ClaimError, Definitions, Group, Limits, Member, MemberKind, Members, Owner, OwnershipEvent,
+    Registry, RegistryError, Tenant, TenantDefinition,
 };
 use crate::{
     clock::Seams,
@@ -105,13 +105,17 @@ impl EmbeddedRegistry {
     }
 
     /// Changes the definitions: written and synced first, then seen.
-    fn change<T>(&self, edit: impl FnOnce(&mut Written) -> Result<T, RegistryError>) -> Result<T, RegistryError> {
+    fn change<T>(
+        &self,
+        edit: impl FnOnce(&mut Written) -> Result<T, RegistryError>,
+    ) -> Result<T, RegistryError> {
         let mut inner = self.lock();
         let mut next = inner.written.clone();
         let answer = edit(&mut next)?;
         if let Some(path) = &self.path {
-            write(path, &next)
-                .map_err(|error| RegistryError::Unavailable(format!("cannot write {}: {error}", path.display())))?;
+            write(path, &next).map_err(|error| {
+                RegistryError::Unavailable(format!("cannot write {}: {error}", path.display()))
+            })?;
         }
         self.definitions.send_replace(Arc::new(snapshot(&next)));
         inner.written = next;
@@ -273,7 +277,8 @@ impl Registry for EmbeddedRegistry {
 
     async fn activate_group(&self, tenant: &TenantName, name: &str) -> Result<(), RegistryError> {
         self.change_tenant(tenant, |own| {
-            let group = own.groups.get_mut(name).ok_or_else(|| RegistryError::Missing(format!("group {name}")))?;
+            let group =
+                own.groups.get_mut(name).ok_or_else(|| RegistryError::Missing(format!("group {name}")))?;
             group.active = true;
             Ok(())
         })
