@@ -2,6 +2,8 @@
 
 use std::net::SocketAddr;
 
+use penstock_common::secret::Secret;
+
 /// Settings with sane defaults.
 #[derive(Clone)]
 pub struct RouterConfig {
@@ -16,7 +18,7 @@ pub struct RouterConfig {
     /// host:port under which others reach the gRPC door; None: the listener's own address.
     pub grpc_advertise: Option<String>,
     /// Shared by all gateways and routers; None only when all of the inside is on loopback.
-    pub cluster_secret: Option<std::sync::Arc<str>>,
+    pub cluster_secret: Option<Secret>,
     /// Between two heartbeats of a link, milliseconds.
     pub heartbeat_ms: u32,
     /// A link on which nothing came for so long is closed, milliseconds; below two thirds of the registry's lease TTL.

@@ -4,6 +4,7 @@
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use penstock_common::{
+    admin::announce,
     clock::Seams,
     net::{self, TcpListener},
     registry::{Member, MemberKind, Registry, RegistryError},
@@ -14,7 +15,7 @@ use tokio::{sync::watch, task::JoinHandle, time::Instant};
 use tokio_stream::wrappers::TcpListenerStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{service::Routes, transport::Server};
-use tracing::{error, info};
+use tracing::error;
 
 use crate::{
     config::RouterConfig,
@@ -94,8 +95,8 @@ impl Router {
             tokio::spawn(presence::follow(Arc::clone(&homes), stop_links.clone())),
         ];
         homes.registry.join(member).await?;
-        info!(listener = "link", address = %link_address, "listening");
-        info!(listener = "grpc", address = %grpc_address, "listening");
+        announce("link", link_address);
+        announce("grpc", grpc_address);
         let ready = watch::Sender::new(true);
         Ok(RunningRouter {
             homes,
