@@ -84,8 +84,10 @@ mod tests {
 
     #[test]
     fn segments_come_back_and_cut_bytes_do_not() {
-        let written =
-            vec![Segment { producer: u64::MAX, first: 1, count: 7 }, Segment { producer: 2, first: 9, count: 1 }];
+        let written = vec![
+            Segment { producer: u64::MAX, first: 1, count: 7 },
+            Segment { producer: 2, first: 9, count: 1 },
+        ];
         let mut bytes = Vec::new();
         put_segments(&mut bytes, &written);
         assert_eq!(bytes.len(), 2 * SEGMENT_BYTES);

@@ -3,10 +3,7 @@
 use bytes::Bytes;
 use redis::Value;
 
-use super::{
-    connection::Failure,
-    scripts::FENCED,
-};
+use super::{connection::Failure, scripts::FENCED};
 use crate::{
     position::EntryId,
     store::{AppendError, CommitError, Entry, Segment, StoreError, StoredEntry, Totals, encoding},

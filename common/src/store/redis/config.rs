@@ -73,7 +73,9 @@ pub enum OpenError {
     #[error("this Redis is a cluster node: Redis Cluster is not in this version")]
     ClusterNode,
     /// It would evict acknowledged entries.
-    #[error("Redis has maxmemory-policy {0}, which evicts acknowledged data: set maxmemory-policy noeviction")]
+    #[error(
+        "Redis has maxmemory-policy {0}, which evicts acknowledged data: set maxmemory-policy noeviction"
+    )]
     Evicts(String),
     /// It would answer before the entry is on disk.
     #[error("durability fsynced needs {needs} in Redis, but {has}: set it, or choose --durability memory")]
@@ -84,7 +86,9 @@ pub enum OpenError {
         has: String,
     },
     /// Nothing can be promised.
-    #[error("Redis does not show its CONFIG ({0}): allow CONFIG GET for this user, or accept an unreadable one")]
+    #[error(
+        "Redis does not show its CONFIG ({0}): allow CONFIG GET for this user, or accept an unreadable one"
+    )]
     UnreadableConfig(String),
 }
 
@@ -136,7 +140,9 @@ mod tests {
 
     #[test]
     fn a_password_is_never_printed() {
-        for url in ["redis://u:secret@h:1", "redis://:secret@h:1", "redis://u:secret@h:x", "rediss://u:secret@h"] {
+        for url in
+            ["redis://u:secret@h:1", "redis://:secret@h:1", "redis://u:secret@h:x", "rediss://u:secret@h"]
+        {
             let config = RedisConfig::new(url, Durability::Memory);
             let refused = client(url).err().map(|e| e.to_string()).unwrap_or_default();
             assert!(!format!("{config:?} {refused}").contains("secret"), "{url}");

@@ -233,7 +233,9 @@ fn settle(live: &Live, answer: Option<Result<Value, RedisError>>) -> Result<Valu
     let failure = classify(&error);
     let elsewhere = matches!(
         error.kind(),
-        ErrorKind::Server(ServerErrorKind::ReadOnly | ServerErrorKind::MasterDown | ServerErrorKind::BusyLoading)
+        ErrorKind::Server(
+            ServerErrorKind::ReadOnly | ServerErrorKind::MasterDown | ServerErrorKind::BusyLoading
+        )
     );
     // A server that is no primary any more is to be checked again.
     if elsewhere || !matches!(failure, Failure::Refused { .. }) {

@@ -44,10 +44,7 @@ pub(super) async fn take(link: &Link, partition: &PartitionKey, holder: u64) -> 
     })
 }
 
-pub(super) async fn holder(
-    link: &Link,
-    partition: &PartitionKey,
-) -> Result<Option<(Term, u64)>, StoreError> {
+pub(super) async fn holder(link: &Link, partition: &PartitionKey) -> Result<Option<(Term, u64)>, StoreError> {
     let mut get = redis::cmd("GET");
     get.arg(Keys::new(partition).term());
     let answer = link.send(Way::Write, &get).await?;
@@ -55,7 +52,8 @@ pub(super) async fn holder(
         return Ok(None);
     }
     let text = answers::text(answer)?;
-    let parts = text.split_once(' ').and_then(|(term, holder)| Some((term.parse().ok()?, holder.parse().ok()?)));
+    let parts =
+        text.split_once(' ').and_then(|(term, holder)| Some((term.parse().ok()?, holder.parse().ok()?)));
     let (term, holder) = parts.ok_or_else(|| answers::corrupt("a term is unreadable"))?;
     Ok(Some((Term(term), holder)))
 }
