@@ -195,3 +195,34 @@ async fn scripts_are_loaded_again_when_the_server_forgot_them() {
     store.trim(&home.partition, home.term, Keep { entries: 0, groups: 0 }).await.unwrap();
     store.take(&home.partition, 2).await.unwrap();
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn routers_that_fight_over_a_partition_store_each_confirmed_entry_once() {
+    let server = RedisServer::start(&[]);
+    let key = partition("acme", 0);
+    let mut routers = tokio::task::JoinSet::new();
+    for router in 1..=4 {
+        let store: Arc<dyn Store> = open(RedisConfig::new(server.url(), Durability::Memory)).await.unwrap();
+        let key = key.clone();
+        routers.spawn(async move {
+            let mut confirmed = Vec::new();
+            for _ in 0..20 {
+                let mut home = Home::take(&store, &key, router).await;
+                for _ in 0..50 {
+                    match home.try_append(1, 5, 10).await {
+                        Ok(id) => confirmed.push((id, home.totals.records)),
+                        Err(AppendError::Fenced) => break,
+                        Err(other) => panic!("{other}"),
+                    }
+                }
+            }
+            confirmed
+        });
+    }
+    let mut confirmed: Vec<_> = routers.join_all().await.into_iter().flatten().collect();
+    confirmed.sort_unstable();
+    let store = open(RedisConfig::new(server.url(), Durability::Memory)).await.unwrap();
+    let stored = store.read(&key, Default::default(), usize::MAX, usize::MAX).await.unwrap();
+    assert!(stored.iter().map(|e| (e.id, e.entry.totals.records)).eq(confirmed.iter().copied()));
+    assert!(confirmed.iter().map(|(_, records)| *records).eq(1..=confirmed.len() as u64), "totals run on");
+}
