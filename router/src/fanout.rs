@@ -138,7 +138,8 @@ impl Home {
         let room = |link: &Link| link.untaken_bytes() < self.homes.config.deliver_bytes / 2;
         while room(&link) && !self.lost().is_cancelled() {
             let head = lock(&self.fan).head;
-            if from >= head {
+            if from >= head || !self.homes.interest.any(&self.key.tenant) {
+                from = from.max(head);
                 break;
             }
             let entries = self.read(from, READ_ENTRIES, READ_BYTES / 4).await?;

@@ -18,7 +18,7 @@ use penstock_common::{
     position::{EntryId, Term},
     store::{AppendError, CommitError, CursorChange, Entry, Keep, StoreError, StoredEntry, Took, Totals},
 };
-use penstock_proto::link::{LaneLost, Owner, Settle, SettleResult, data_down};
+use penstock_proto::link::{LaneLost, Owner, Settle, data_down};
 use tokio::{
     sync::{Notify, watch},
     time::Instant,
@@ -45,6 +45,8 @@ const KEEP_ENTRIES_LEAST: u64 = 16;
 const KEEP_BYTES: u64 = 8 << 20;
 /// Between two trims of a partition.
 const TRIM_EVERY: Duration = Duration::from_secs(1);
+/// A home that nobody uses for so long is given up.
+const UNUSED_AFTER: Duration = Duration::from_secs(60);
 /// How long after the last read entries are still kept in memory.
 const TAIL_IDLE: Duration = Duration::from_secs(10);
 
@@ -188,22 +190,14 @@ impl Home {
     }
 
     /// Takes a batch from a link that has the lane open.
-    pub fn accept(&self, batch: Batch<Arc<Link>>) {
+    pub fn accept(&self, mut batch: Batch<Arc<Link>>) {
         let mut inner = lock(&self.inner);
         if self.lost.is_cancelled() {
             return;
         }
         if inner.backlog_full(self.homes.backlog_limit(&self.key)) {
-            drop(inner);
+            batch.refused = true;
             self.homes.metrics.refused_backlog.inc_by(u64::from(batch.segment.count));
-            let settle = Settle {
-                lane: batch.lane,
-                first: batch.segment.first,
-                count: batch.segment.count,
-                result: SettleResult::BacklogFull.into(),
-                credit: batch.records.len() as u64,
-            };
-            return batch.link.settle(std::iter::once(settle));
         }
         inner.lane.accept(batch);
         drop(inner);
@@ -301,10 +295,11 @@ impl Home {
         inner.owners.forget(|own| **own == *link);
     }
 
-    /// Whether any link has the lane open, or anybody reads.
-    pub fn is_used(&self) -> bool {
+    /// Whether any link has the lane open, anybody reads, or somebody is yet to be served.
+    fn is_used(&self) -> bool {
+        let followed = self.homes.interest.any(&self.key.tenant) || !lock(&self.fan).is_idle();
         let inner = lock(&self.inner);
-        !inner.opened.is_empty() || !inner.lane.is_empty() || self.is_read()
+        followed || !inner.opened.is_empty() || !inner.lane.is_empty() || self.is_read()
     }
 
     /// Another router holds the term, or this one gives it up: tells every link.
@@ -348,17 +343,21 @@ impl Home {
             }
             if trimmed_at.elapsed() >= TRIM_EVERY {
                 trimmed_at = Instant::now();
+                lock(&self.inner).lane.stale.sweep(trimmed_at);
                 self.trim().await;
             }
         }
     }
 
     async fn idle(&self) {
-        let pause = if self.wants_trim() { TRIM_EVERY } else { Duration::from_secs(30) };
+        let trims = self.wants_trim();
+        let pause = if trims { TRIM_EVERY } else { UNUSED_AFTER };
         tokio::select! {
             () = self.wake.notified() => {}
             () = self.lost.cancelled() => {}
-            () = tokio::time::sleep(pause) => {}
+            () = tokio::time::sleep(pause) => if !trims && !self.is_used() {
+                self.lose("unused");
+            }
         }
     }
 

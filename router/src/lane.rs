@@ -43,6 +43,8 @@ pub struct Batch<L> {
     pub resent: bool,
     /// Arrival of the first record at the gateway.
     pub first_received_at: u64,
+    /// The backlog was full when it came: what of it is not stored already is refused, in its turn.
+    pub refused: bool,
     /// Dropped when the batch is settled or given up.
     pub held: Option<Held>,
 }
@@ -186,6 +188,9 @@ impl<L: Clone> Lane<L> {
         let known = self.producers.known(batch.segment, batch.resent);
         let mut runs = Runs { batch, from: settled.len(), settled };
         match known {
+            Known::Stored(0) if batch.refused => {
+                runs.push(batch.segment.first, batch.segment.count, SettleResult::BacklogFull);
+            }
             Known::Stored(0) if self.stale.is_empty() && !batch.resent => {
                 joined.add_whole(batch);
                 runs.push(batch.segment.first, batch.segment.count, SettleResult::Stored);
@@ -372,6 +377,7 @@ mod tests {
             records: records(first, qos, 9),
             resent,
             first_received_at: 0,
+            refused: false,
             held: None,
         }
     }
@@ -459,6 +465,18 @@ mod tests {
         let settled = lane.stored(flight, Some(EntryId::new(1, 1)));
         assert_eq!(settled[0].result, SettleResult::Stale);
         assert_eq!(settled[1].result, SettleResult::Stored);
+    }
+
+    #[test]
+    fn a_refused_batch_is_settled_in_its_turn() {
+        let mut lane = lane(true);
+        lane.accept(batch('a', 1, 1, &[1], false));
+        lane.accept(Batch { refused: true, ..batch('a', 1, 2, &[1, 1], false) });
+        let flight = lane.next(|_, _| false, &mut Screened::default()).unwrap();
+        assert_eq!(flight.entry.as_ref().unwrap().count, 1);
+        let settled = lane.stored(flight, Some(EntryId::new(1, 1)));
+        let told: Vec<_> = settled.iter().map(|s| (s.first, s.count, s.result)).collect();
+        assert_eq!(told, [(1, 1, SettleResult::Stored), (2, 2, SettleResult::BacklogFull)]);
     }
 
     #[test]

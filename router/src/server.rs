@@ -240,6 +240,7 @@ async fn receive(homes: &Arc<Homes>, link: &Arc<Link>, append: Append) -> Result
         records: append.records,
         resent: append.resent,
         first_received_at: append.first_received_at,
+        refused: false,
         held: Some(held),
     });
     Ok(())
