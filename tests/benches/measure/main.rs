@@ -23,7 +23,13 @@ struct Row {
 fn main() -> anyhow::Result<()> {
     let bin = build()?;
     // The load is one thread on its own core.
-    ensure!(Command::new("taskset").args(["-cp", "1", &std::process::id().to_string()]).output()?.status.success());
+    ensure!(
+        Command::new("taskset")
+            .args(["-cp", "1", &std::process::id().to_string()])
+            .output()?
+            .status
+            .success()
+    );
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let wanted: Vec<String> = env::args().skip(1).filter(|argument| !argument.starts_with("--")).collect();
     for name in ["mosquitto", "cluster", "fsync", "standalone"] {
@@ -49,7 +55,8 @@ fn main() -> anyhow::Result<()> {
 fn build() -> anyhow::Result<PathBuf> {
     let packages = ["-p", "penstock", "-p", "penstock-gateway", "-p", "penstock-router", "-p", "penstockctl"];
     let features = ["--features", "penstock-gateway/cluster,penstock-router/cluster"];
-    let status = Command::new(env!("CARGO")).args(["build", "--release"]).args(packages).args(features).status()?;
+    let status =
+        Command::new(env!("CARGO")).args(["build", "--release"]).args(packages).args(features).status()?;
     ensure!(status.success(), "the release build failed");
     let exe = env::current_exe()?;
     let target = exe.ancestors().nth(3).context("no target directory")?;
@@ -60,11 +67,9 @@ async fn measure(system: &System) -> anyhow::Result<Vec<Row>> {
     let mut rows = Vec::new();
     let mut row = |what: &str, value: String| rows.push(Row { what: what.to_owned(), value });
     let seconds = Duration::from_secs(8);
-    for (what, payload, window, qos) in [
-        ("QoS 1, 64 B", 64, 16, 1),
-        ("QoS 1, 1 KiB", 1_024, 16, 1),
-        ("QoS 0, 64 B", 64, 64, 0),
-    ] {
+    for (what, payload, window, qos) in
+        [("QoS 1, 64 B", 64, 16, 1), ("QoS 1, 1 KiB", 1_024, 16, 1), ("QoS 0, 64 B", 64, 64, 0)]
+    {
         let warm = Ingest { clients: 100, window, payload, duration: Duration::from_secs(1) };
         load::ingest(&system.target, warm, 1).await?;
         let (before, each) = (system.cpu(), system.cpu_each());
@@ -76,16 +81,22 @@ async fn measure(system: &System) -> anyhow::Result<Vec<Row>> {
             .zip(&each)
             .map(|((name, now), (_, then))| format!("{name} {:.2}", (now - then) / million))
             .collect();
-        row(what, format!(
-            "{:.0} k/s, {:.2} CPU s/1M ({})",
-            done.messages as f64 / done.seconds / 1e3,
-            (system.cpu() - before) / million,
-            parts.join(", ")
-        ));
+        row(
+            what,
+            format!(
+                "{:.0} k/s, {:.2} CPU s/1M ({})",
+                done.messages as f64 / done.seconds / 1e3,
+                (system.cpu() - before) / million,
+                parts.join(", ")
+            ),
+        );
     }
     let times = load::latency(&system.target, 100, 1_000, Duration::from_secs(8)).await?;
     let at = |share: f64| times[((times.len() - 1) as f64 * share) as usize] * 1e3;
-    row("PUBACK at 1,000/s, p50 / p99 / p99.9 ms", format!("{:.2} / {:.2} / {:.2}", at(0.5), at(0.99), at(0.999)));
+    row(
+        "PUBACK at 1,000/s, p50 / p99 / p99.9 ms",
+        format!("{:.2} / {:.2} / {:.2}", at(0.5), at(0.99), at(0.999)),
+    );
     if system.door.is_some() {
         row("one group consumer, 64 B, handed out and acked", consume(system).await?);
     }
@@ -111,7 +122,9 @@ async fn consume(system: &System) -> anyhow::Result<String> {
     let cpu = system.cpu();
     let mut seen = 0u64;
     while seen < stored {
-        let batch = tokio::time::timeout(Duration::from_secs(20), consumer.next_batch()).await.context("nothing came")??;
+        let batch = tokio::time::timeout(Duration::from_secs(20), consumer.next_batch())
+            .await
+            .context("nothing came")??;
         seen += batch.decode()?.len() as u64;
         consumer.ack_batch(&batch)?;
     }

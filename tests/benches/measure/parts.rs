@@ -24,7 +24,13 @@ pub struct Part {
 
 impl Part {
     /// Starts a program on the server core, its output in a file.
-    pub fn start(dir: &Path, name: &str, program: &Path, arguments: &[String], env: &[(&str, &str)]) -> anyhow::Result<Self> {
+    pub fn start(
+        dir: &Path,
+        name: &str,
+        program: &Path,
+        arguments: &[String],
+        env: &[(&str, &str)],
+    ) -> anyhow::Result<Self> {
         let log = dir.join(format!("{name}.log"));
         let output = File::create(&log)?;
         let child = Command::new("taskset")
@@ -60,7 +66,8 @@ impl Part {
     pub fn cpu(&self) -> f64 {
         let stat = fs::read_to_string(format!("/proc/{}/stat", self.child.id())).unwrap_or_default();
         let after = stat.rsplit(") ").next().unwrap_or_default();
-        let field = |n: usize| after.split(' ').nth(n).and_then(|text| text.parse::<f64>().ok()).unwrap_or(0.0);
+        let field =
+            |n: usize| after.split(' ').nth(n).and_then(|text| text.parse::<f64>().ok()).unwrap_or(0.0);
         // utime and stime, in ticks of 10 ms.
         (field(11) + field(12)) / 100.0
     }
