@@ -19,6 +19,7 @@ mod link;
 mod metrics;
 mod pause;
 mod push;
+pub mod settings;
 mod shard;
 mod start;
 mod subscriptions;

@@ -31,6 +31,8 @@ pub mod relay;
 pub mod route;
 pub mod secret;
 pub mod server;
+pub mod serving;
+pub mod settings;
 pub mod stale;
 pub mod start;
 pub mod tail;

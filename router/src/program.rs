@@ -89,7 +89,7 @@ pub fn read(reader: &mut Reader) -> RouterProgram {
         link_advertise,
         grpc_listen: settings::grpc_listen(reader),
         grpc_advertise: reader.optional("grpc-advertise"),
-        cluster_secret: secret.map(|secret| secret.expose_shared()),
+        cluster_secret: secret,
         ..RouterConfig::default()
     };
     let file = reader.secret_file(settings::ADMIN_PASSWORD_FILE.flag);

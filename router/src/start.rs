@@ -19,7 +19,7 @@ use tracing::error;
 
 use crate::{
     config::RouterConfig,
-    doors::Doors,
+    doors::{Doors, DoorsError},
     homes::Homes,
     metrics::Metrics,
     presence,
@@ -46,6 +46,9 @@ pub enum StartError {
         /// Why.
         error: io::Error,
     },
+    /// The services could not be made.
+    #[error(transparent)]
+    Doors(#[from] DoorsError),
     /// Registering failed.
     #[error("cannot register with the registry: {0}")]
     Registry(#[from] RegistryError),
@@ -87,7 +90,7 @@ impl Router {
         };
         let metrics = Metrics::new(metrics);
         let (homes, took_over) = Homes::new(config, incarnation, store, registry, seams, metrics);
-        let doors = Doors::new(&homes, took_over);
+        let doors = Doors::new(&homes, took_over)?;
         let (stop_links, stop_doors) = (CancellationToken::new(), CancellationToken::new());
         let serving = vec![
             serve(doors.inside(&homes), link, stop_links.clone()),
