@@ -90,7 +90,9 @@ impl Shard {
 
     fn verify(&mut self, key: ConnectionKey) {
         let now = self.now;
-        let Some(admission) = self.connections.get_mut(key).and_then(|it| it.admission.as_mut()) else { return };
+        let Some(admission) = self.connections.get_mut(key).and_then(|it| it.admission.as_mut()) else {
+            return;
+        };
         let version = self.definitions.tenants.get(&admission.tenant).map(|it| it.tenant.users_version);
         let made = self.verdicts.key(admission.tenant.as_str(), &admission.user, &admission.password);
         let (Some(version), Some(verdict)) = (version, made) else {
@@ -163,7 +165,9 @@ impl Shard {
 
     /// The credentials are good: takes a seat and claims the client.
     fn verified(&mut self, key: ConnectionKey) {
-        let Some(admission) = self.connections.get(key).and_then(|it| it.admission.as_deref()) else { return };
+        let Some(admission) = self.connections.get(key).and_then(|it| it.admission.as_deref()) else {
+            return;
+        };
         let (tenant, client) = (admission.tenant.clone(), admission.client.clone());
         let Some(definition) = self.definitions.tenants.get(&tenant).map(|it| it.tenant.clone()) else {
             return self.refuse(key, ConnectCode::NotAuthorized, "unknown_tenant");
@@ -273,7 +277,9 @@ impl Shard {
     /// Gives up an admission that takes too long.
     pub(crate) fn tick_admission(&mut self, key: ConnectionKey) {
         let now = self.now;
-        let Some(admission) = self.connections.get(key).and_then(|it| it.admission.as_deref()) else { return };
+        let Some(admission) = self.connections.get(key).and_then(|it| it.admission.as_deref()) else {
+            return;
+        };
         if now >= admission.deadline {
             let result = match admission.step {
                 Step::Verify { .. } => "verify_timeout",

@@ -55,7 +55,12 @@ impl Claims {
     }
 
     /// Remembers a kick for a pending claim of the client; gives it back when there is none.
-    pub(crate) fn remember(&mut self, client: &ClientKey, below: Epoch, reply: KickReply) -> Option<KickReply> {
+    pub(crate) fn remember(
+        &mut self,
+        client: &ClientKey,
+        below: Epoch,
+        reply: KickReply,
+    ) -> Option<KickReply> {
         let id = self.by_client.get(client).and_then(|ids| ids.first());
         let Some(pending) = id.and_then(|id| self.pending.get_mut(id)) else { return Some(reply) };
         // A kick is repeated each second until it is answered.
@@ -128,9 +133,8 @@ impl Shard {
         let key = pending.connection;
         let alive = self.connections.identity(key).is_some();
         let newer = self.close_below(&pending.client, epoch, Some(key)) || below > epoch;
-        let previous = previous.filter(|(owner, _)| {
-            owner.gateway != self.shared.incarnation || owner.shard != self.number
-        });
+        let previous = previous
+            .filter(|(owner, _)| owner.gateway != self.shared.incarnation || owner.shard != self.number);
         // The claim has voided the older ownership, even if the connection that asked for it is gone.
         let kicking = previous.is_some_and(|(owner, _)| self.kick(&pending.client, epoch, owner, key));
         if newer {

@@ -101,8 +101,12 @@ impl Shard {
     /// Closes links of leaving routers that nothing needs any more.
     pub(crate) fn tick_leaving(&mut self) {
         let needed = |key: LinkKey| self.lanes.iter().any(|lane| lane.place().is_some_and(|it| it.0 == key));
-        let left: Vec<_> =
-            self.links.iter().filter(|(key, link)| link.leaving && !needed(*key)).map(|(key, _)| key).collect();
+        let left: Vec<_> = self
+            .links
+            .iter()
+            .filter(|(key, link)| link.leaving && !needed(*key))
+            .map(|(key, _)| key)
+            .collect();
         left.into_iter().for_each(|key| self.link_down(key));
     }
 }
