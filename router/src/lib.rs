@@ -10,10 +10,16 @@
 //! ([`presence`]).
 
 pub mod batch;
+pub mod bootstrap;
 pub mod config;
+pub mod consume;
 pub mod control;
+pub mod door;
 pub mod fan;
 pub mod fanout;
+pub mod groups;
+pub mod hands;
+pub mod hashing;
 pub mod home;
 pub mod homes;
 pub mod interest;
@@ -24,11 +30,15 @@ pub mod metrics;
 pub mod outbox;
 pub mod owners;
 pub mod pace;
+pub mod peer;
+pub mod peers;
 pub mod presence;
 pub mod producers;
+pub mod push;
 pub mod relay;
 pub mod route;
 pub mod secret;
 pub mod server;
 pub mod stale;
 pub mod tail;
+pub mod verify;
