@@ -8,13 +8,21 @@
 //! Invariants: PUBACKs leave in the order of the publishes [MQTT-4.6.0-2]; `Closed` is the last event and comes once;
 //! after it nothing changes; every queue has a bound ([`SessionLimits`]); an idle session holds no buffer.
 
+mod connect;
+mod deliver;
+mod keep_alive;
 mod reason;
+mod receive;
+mod settle;
+mod subscribe;
+mod will;
 
-use std::sync::Arc;
+use std::{collections::VecDeque, sync::Arc};
 
-use bytes::{Bytes, BytesMut};
+use bytes::{Buf, Bytes, BytesMut};
 
 pub use self::reason::CloseReason;
+use self::{deliver::Outgoing, receive::Waits, settle::Unsettled, subscribe::Subscriptions};
 use crate::{
     packet::{Connect, ConnectCode, Publish, QoS, SubscribeFilter},
     reserved::Reserved,
@@ -154,132 +162,142 @@ pub enum Event {
     Closed(CloseReason),
 }
 
-/// The server's side of one connection.
-pub struct Session {
-    _todo: Arc<SessionLimits>,
-    out: BytesMut,
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum State {
+    /// Waits for CONNECT.
+    Fresh,
+    /// Waits for the verdict on it.
+    Judged,
+    Open,
+    Closed(CloseReason),
 }
 
-#[allow(unused_variables)]
+/// The server's side of one connection.
+pub struct Session {
+    limits: Arc<SessionLimits>,
+    reserved: Arc<Reserved>,
+    state: State,
+    /// The packet at the front has to wait for this.
+    waits: Option<Waits>,
+    held: bool,
+    keep_alive: keep_alive::KeepAlive,
+    client: Bytes,
+    will: Option<Box<Publish>>,
+    events: VecDeque<Event>,
+    transmit: BytesMut,
+    /// Bytes of answers that may be among those to write: never fewer than are.
+    answers: usize,
+    unsettled: Unsettled,
+    /// None while nothing is in flight.
+    outgoing: Option<Box<Outgoing>>,
+    /// The packet identifier that was used last for a delivery.
+    last_id: u16,
+    /// None while nothing is subscribed.
+    subscriptions: Option<Box<Subscriptions>>,
+}
+
 impl Session {
     /// A session of a connection that was just accepted.
     pub fn new(limits: Arc<SessionLimits>, reserved: Arc<Reserved>, now: Millis) -> Self {
-        Self { _todo: limits, out: BytesMut::new() }
-    }
-
-    /// Takes whole packets from the front of `input`; returns the bytes consumed. Call again with the rest, after
-    /// handling the events, until it returns 0: it stops at a partial packet, after some 64 events, while reading has
-    /// to pause (see `wants_read`), and when closed.
-    ///
-    /// Only [`Event::Publish`] keeps a slice of `input`; everything else is copied. Drop or copy it in the same turn and
-    /// the buffer can be reused (`BytesMut::split().freeze()` before, `reserve` after).
-    pub fn receive(&mut self, input: &Bytes, now: Millis) -> usize {
-        0
-    }
-
-    /// Bytes that the packet at the front of `input` needs in total, if its header is there and it is not refused anyway.
-    /// More than `input` holds: read on into a buffer of this size.
-    pub fn needs(&self, input: &[u8]) -> Option<usize> {
-        None
+        let keep_alive = keep_alive::KeepAlive::new(limits.connect_timeout, now);
+        Self {
+            limits,
+            reserved,
+            state: State::Fresh,
+            waits: None,
+            held: false,
+            keep_alive,
+            client: Bytes::new(),
+            will: None,
+            events: VecDeque::new(),
+            transmit: BytesMut::new(),
+            answers: 0,
+            unsettled: Unsettled::default(),
+            outgoing: None,
+            last_id: 0,
+            subscriptions: None,
+        }
     }
 
     /// The next thing to do. Memory of the queue is given back when it is empty.
     pub fn poll_event(&mut self) -> Option<Event> {
-        None
+        let event = self.events.pop_front();
+        if event.is_none() && self.events.capacity() > 0 {
+            self.events = VecDeque::new();
+        }
+        event
     }
 
     /// Bytes to write: write from the front, then report it with `written` (or `advance` it and call this again, so that
     /// memory is given back).
     pub fn transmit(&mut self) -> &mut BytesMut {
-        &mut self.out
+        if self.transmit.is_empty() {
+            self.transmit = BytesMut::new();
+        }
+        self.answers = self.answers.min(self.transmit.len());
+        &mut self.transmit
     }
 
     /// The first `bytes` of `transmit` were written. Memory is given back when all were.
-    pub fn written(&mut self, bytes: usize) {}
-
-    /// Whether to read from the transport. False: before the verdict on CONNECT; while a packet that has to wait is at
-    /// the front (PUBLISH held or at the unsettled limit, SUBSCRIBE with too many unanswered); while the client leaves
-    /// too much unread; when closed. Then also call `receive` again with what is left when this turns true.
-    pub fn wants_read(&self) -> bool {
-        false
+    pub fn written(&mut self, bytes: usize) {
+        self.transmit.advance(bytes.min(self.transmit.len()));
+        self.transmit();
     }
 
-    /// When to call `tick`: connect timeout or keep alive.
-    pub fn deadline(&self) -> Option<Millis> {
-        None
+    /// Appends an answer to what the client sent, and counts its bytes.
+    fn answer(&mut self, encode: impl FnOnce(&mut BytesMut)) {
+        let before = self.transmit.len();
+        encode(&mut self.transmit);
+        self.answers += self.transmit.len() - before;
     }
 
-    /// Time has passed.
-    pub fn tick(&mut self, now: Millis) {}
-
-    /// Reading is paused (or resumed) for our reasons: keep alive does not run meanwhile.
-    pub fn suspend_keep_alive(&mut self, on: bool, now: Millis) {}
-
-    /// While on, PUBLISH is left unread and everything before one is still taken (PINGREQ and acknowledgements live on):
-    /// for a connection whose lane has no credit. Keep alive is suspended when a PUBLISH waits.
-    pub fn hold_publishes(&mut self, on: bool, now: Millis) {}
-
-    /// The verdict on the CONNECT. Ignored at any other time.
-    pub fn admit(&mut self, admission: Admission, now: Millis) {}
-
-    /// The fate of a publish. In any order; unknown or closed: ignored.
-    pub fn settle(&mut self, token: PublishToken, outcome: Settled) {}
-
-    /// The answer to a Subscribe: one code a filter (0, 1 or 0x80), missing ones count as refused. SUBACK.
-    pub fn subscribed(&mut self, packet_id: u16, codes: &[u8]) {}
-
-    /// The answer to an Unsubscribe. UNSUBACK.
-    pub fn unsubscribed(&mut self, packet_id: u16) {}
-
-    /// A message for the client.
-    pub fn deliver(&mut self, delivery: &Delivery<'_>, now: Millis) -> Delivered {
-        Delivered::NotOpen
+    /// Closes now, for the driver's reason: `Will` when due, then `Closed`. Ignored when closed. What is to be written
+    /// stays, but for [`CloseReason::Paused`]: a paused gateway's deliveries are stale.
+    pub fn close(&mut self, reason: CloseReason) {
+        let admitted = match self.state {
+            State::Closed(_) => return,
+            state => state == State::Open,
+        };
+        self.state = State::Closed(reason);
+        if reason == CloseReason::Paused {
+            self.transmit = BytesMut::new();
+        }
+        self.unsettled = Unsettled::default();
+        self.stop_outgoing();
+        if let Some(will) = self.take_will(admitted && reason.fires_will()) {
+            self.events.push_back(Event::Will(will));
+        }
+        self.events.push_back(Event::Closed(reason));
     }
-
-    /// Closes now, for the driver's reason: `Will` when due, then `Closed`. Ignored when closed.
-    pub fn close(&mut self, reason: CloseReason) {}
-
-    /// Reads no more publishes and closes with `reason` once all received ones are settled and acknowledged.
-    pub fn close_when_settled(&mut self, reason: CloseReason) {}
 
     /// The client identifier, once CONNECT was valid.
     pub fn client(&self) -> Option<&Bytes> {
-        None
+        (!self.client.is_empty()).then_some(&self.client)
     }
 
     /// Whether the verdict was yes and it is not closed.
     pub fn is_open(&self) -> bool {
-        false
+        self.state == State::Open
     }
 
     /// Why it closed.
     pub fn closed(&self) -> Option<CloseReason> {
-        None
+        match self.state {
+            State::Closed(reason) => Some(reason),
+            _ => None,
+        }
     }
+}
 
-    /// Publishes of QoS 1 received and not yet settled.
-    pub fn unsettled(&self) -> usize {
-        0
-    }
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-    /// Deliveries of QoS 1 sent and not yet acknowledged.
-    pub fn inflight(&self) -> usize {
-        0
-    }
-
-    /// Bytes of deliveries that wait: not written, or queued behind the inflight limit.
-    pub fn outbound_bytes(&self) -> usize {
-        0
-    }
-
-    /// Tokens (not 0) of deliveries that were not acknowledged, in order of delivery; also after close.
-    pub fn unacknowledged(&self) -> impl Iterator<Item = u64> + '_ {
-        std::iter::empty()
-    }
-
-    /// Filters that were subscribed or are being subscribed, with the granted (or asked) QoS; also after close, so that
-    /// the driver can undo them.
-    pub fn subscriptions(&self) -> impl Iterator<Item = (&Bytes, QoS)> + '_ {
-        std::iter::empty()
+    #[test]
+    fn an_idle_session_is_small() {
+        // 128 bytes of client identifier and a little queue of settles come on top.
+        assert!(size_of::<Session>() <= 264, "{}", size_of::<Session>());
+        assert!(size_of::<Event>() <= 96, "{}", size_of::<Event>());
+        assert!(size_of::<CloseReason>() <= 4, "{}", size_of::<CloseReason>());
     }
 }

@@ -39,6 +39,8 @@ struct Node<K, V> {
 enum Entries<K, V> {
     None,
     One(K, V),
+    // A box, so that a node with one key stays small.
+    #[allow(clippy::box_collection)]
     Many(Box<BTreeMap<K, V>>),
 }
 

@@ -7,6 +7,7 @@ use penstock_common::{
     name::{PartitionKey, TenantName},
     position::Term,
     rendezvous,
+    secret::Secret,
 };
 use penstock_proto::{
     messaging::{PartitionStatus, PushReceipt},
@@ -40,18 +41,18 @@ const MESSAGE: usize = 8 << 20;
 /// See the module.
 pub struct PeerService {
     inside: Inside,
-    secret: Option<Arc<str>>,
+    secret: Option<Secret>,
 }
 
 impl PeerService {
     /// The service, to be added to the link port. Without a secret (loopback only) everybody may call.
-    pub fn server(inside: Inside, secret: Option<Arc<str>>) -> PeerServer<Self> {
+    pub fn server(inside: Inside, secret: Option<Secret>) -> PeerServer<Self> {
         let service = PeerServer::new(Self { inside, secret });
         service.max_decoding_message_size(MESSAGE).max_encoding_message_size(MESSAGE)
     }
 
     fn check<T>(&self, request: &Request<T>) -> Result<(), Status> {
-        secret::check(self.secret.as_deref(), request.metadata())
+        secret::check(self.secret.as_ref(), request.metadata())
     }
 }
 

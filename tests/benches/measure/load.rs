@@ -138,12 +138,24 @@ pub async fn ingest(target: &Target, shape: Ingest, qos: u8) -> anyhow::Result<I
             })
         })
         .collect();
-    local.run_until(async { for task in tasks { task.await??; } anyhow::Ok(()) }).await?;
+    local
+        .run_until(async {
+            for task in tasks {
+                task.await??;
+            }
+            anyhow::Ok(())
+        })
+        .await?;
     let messages = *total.borrow();
     Ok(Ingested { messages, seconds: started.elapsed().as_secs_f64() })
 }
 
-async fn publisher(mut stream: TcpStream, index: usize, shape: Ingest, until: Instant) -> anyhow::Result<u64> {
+async fn publisher(
+    mut stream: TcpStream,
+    index: usize,
+    shape: Ingest,
+    until: Instant,
+) -> anyhow::Result<u64> {
     let (message, id_at) = publish(&format!("bench/client/{index}"), shape.payload, 1);
     let (mut acked, mut under_way, mut id) = (0u64, 0usize, 0u16);
     let mut out = Vec::with_capacity(message.len() * shape.window);
@@ -165,7 +177,9 @@ async fn publisher(mut stream: TcpStream, index: usize, shape: Ingest, until: In
         if under_way == 0 {
             return Ok(acked);
         }
-        let read = timeout(Duration::from_secs(60), stream.read(&mut buffer)).await.context("no PUBACK for 60 s")??;
+        let read = timeout(Duration::from_secs(60), stream.read(&mut buffer))
+            .await
+            .context("no PUBACK for 60 s")??;
         if read == 0 {
             bail!("the broker closed the connection");
         }
@@ -190,7 +204,12 @@ async fn flood(mut stream: TcpStream, index: usize, shape: Ingest, until: Instan
 }
 
 /// PUBLISH→PUBACK times at a fixed rate, seconds, sorted; a late send counts from when it was due.
-pub async fn latency(target: &Target, clients: usize, rate: u32, duration: Duration) -> anyhow::Result<Vec<f64>> {
+pub async fn latency(
+    target: &Target,
+    clients: usize,
+    rate: u32,
+    duration: Duration,
+) -> anyhow::Result<Vec<f64>> {
     let local = LocalSet::new();
     let started = Instant::now() + Duration::from_millis(100);
     let gap = Duration::from_secs(1) * u32::try_from(clients)? / rate;
@@ -216,13 +235,24 @@ pub async fn latency(target: &Target, clients: usize, rate: u32, duration: Durat
         }));
     }
     let mut all = Vec::new();
-    local.run_until(async { for task in tasks { all.extend(task.await??); } anyhow::Ok(()) }).await?;
+    local
+        .run_until(async {
+            for task in tasks {
+                all.extend(task.await??);
+            }
+            anyhow::Ok(())
+        })
+        .await?;
     all.sort_by(f64::total_cmp);
     Ok(all)
 }
 
 /// Connects clients, some at a time, and gives them back with the seconds it took.
-pub async fn connect_all(target: &Target, clients: usize, at_a_time: usize) -> anyhow::Result<(Vec<TcpStream>, f64)> {
+pub async fn connect_all(
+    target: &Target,
+    clients: usize,
+    at_a_time: usize,
+) -> anyhow::Result<(Vec<TcpStream>, f64)> {
     let local = LocalSet::new();
     let next = Rc::new(RefCell::new(0usize));
     let streams = Rc::new(RefCell::new(Vec::with_capacity(clients)));
@@ -246,7 +276,14 @@ pub async fn connect_all(target: &Target, clients: usize, at_a_time: usize) -> a
             })
         })
         .collect();
-    local.run_until(async { for task in tasks { task.await??; } anyhow::Ok(()) }).await?;
+    local
+        .run_until(async {
+            for task in tasks {
+                task.await??;
+            }
+            anyhow::Ok(())
+        })
+        .await?;
     let seconds = started.elapsed().as_secs_f64();
     Ok((streams.take(), seconds))
 }

@@ -1,0 +1,172 @@
+//! Messages out: QoS 0 until the outbound limit, QoS 1 with a window of unacknowledged ones and a bounded queue behind it.
+//! Nothing of QoS 1 is ever dropped silently: beyond the limit the session closes.
+
+use std::collections::VecDeque;
+
+use bytes::{Buf, BytesMut};
+
+use super::{CloseReason, Delivered, Delivery, Event, Session, State};
+use crate::{codec::encode, packet::QoS};
+
+/// What a queued delivery costs beside its bytes.
+const QUEUED_COST: usize = 32;
+
+/// Deliveries of QoS 1 that are not acknowledged.
+#[derive(Default)]
+pub(super) struct Outgoing {
+    /// Sent: (packet identifier, token), in order of sending. At most the window.
+    inflight: VecDeque<(u16, u64)>,
+    /// Packets behind the window, encoded without an identifier, one after the other.
+    queue: BytesMut,
+    queued: VecDeque<Queued>,
+}
+
+/// A packet in the queue.
+struct Queued {
+    token: u64,
+    len: u32,
+    /// Where its identifier goes.
+    id_at: u32,
+}
+
+impl Outgoing {
+    fn bytes(&self) -> usize {
+        self.queue.len() + self.queued.len() * QUEUED_COST
+    }
+
+    /// The next identifier that is not in use: never 0.
+    fn next_id(&self, mut last: u16) -> u16 {
+        loop {
+            last = last.checked_add(1).unwrap_or(1);
+            // The window is smaller than the range, so this ends.
+            if !self.inflight.iter().any(|(id, _)| *id == last) {
+                return last;
+            }
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.inflight.is_empty() && self.queued.is_empty()
+    }
+}
+
+impl Session {
+    /// A message for the client. Order is kept among those of one QoS.
+    pub fn deliver(&mut self, delivery: &Delivery<'_>) -> Delivered {
+        if self.state != State::Open {
+            return Delivered::NotOpen;
+        }
+        let Ok(len) = encode::publish_len(delivery.topic, delivery.payload, delivery.qos) else {
+            return Delivered::TooLarge;
+        };
+        let waiting = self.outbound_bytes();
+        let over = waiting > 0 && waiting.saturating_add(len) > self.limits.outbound_bytes as usize;
+        match (delivery.qos, over) {
+            (QoS::AtMostOnce, true) => Delivered::DroppedQos0,
+            (QoS::AtMostOnce, false) => self.encode(delivery, 0),
+            (QoS::AtLeastOnce, true) => {
+                self.close(CloseReason::Overrun);
+                Delivered::Overrun
+            }
+            (QoS::AtLeastOnce, false) => self.deliver_acknowledged(delivery, len),
+        }
+    }
+
+    fn deliver_acknowledged(&mut self, delivery: &Delivery<'_>, len: usize) -> Delivered {
+        let window = self.window();
+        let outgoing = self.outgoing.get_or_insert_default();
+        if outgoing.inflight.len() >= window {
+            return outgoing.enqueue(delivery, len);
+        }
+        let id = outgoing.next_id(self.last_id);
+        outgoing.inflight.push_back((id, delivery.token));
+        self.last_id = id;
+        self.encode(delivery, id)
+    }
+
+    fn encode(&mut self, delivery: &Delivery<'_>, id: u16) -> Delivered {
+        match encode::publish(&mut self.transmit, delivery.topic, delivery.payload, delivery.qos, id) {
+            Ok(_) => Delivered::Sent,
+            Err(encode::TooLarge) => Delivered::TooLarge,
+        }
+    }
+
+    /// PUBACK. One for nothing that is in flight is ignored: it may be late, for a delivery of an earlier connection.
+    pub(super) fn acknowledge(&mut self, packet_id: u16) {
+        let Some(outgoing) = &mut self.outgoing else { return };
+        let Some(place) = outgoing.inflight.iter().position(|(id, _)| *id == packet_id) else { return };
+        if let Some((_, token @ 1..)) = outgoing.inflight.remove(place) {
+            self.events.push_back(Event::Acknowledged { token });
+        }
+        self.send_queued();
+        if self.outgoing.as_ref().is_some_and(|outgoing| outgoing.is_empty()) {
+            self.outgoing = None;
+        }
+    }
+
+    /// Moves queued packets into the window, each with an identifier of its own.
+    fn send_queued(&mut self) {
+        let window = self.window();
+        let Some(outgoing) = &mut self.outgoing else { return };
+        while outgoing.inflight.len() < window {
+            let Some(next) = outgoing.queued.pop_front() else { break };
+            let (len, id_at) = (next.len as usize, next.id_at as usize);
+            let id = outgoing.next_id(self.last_id);
+            if let Some(place) = outgoing.queue.get_mut(id_at..id_at + 2) {
+                place.copy_from_slice(&id.to_be_bytes());
+            }
+            self.transmit.extend_from_slice(outgoing.queue.get(..len).unwrap_or_default());
+            outgoing.queue.advance(len.min(outgoing.queue.len()));
+            outgoing.inflight.push_back((id, next.token));
+            self.last_id = id;
+        }
+        if outgoing.queued.is_empty() {
+            outgoing.queue = BytesMut::new();
+            outgoing.queued = VecDeque::new();
+        }
+    }
+
+    fn window(&self) -> usize {
+        self.limits.inflight_out.clamp(1, u16::MAX - 1).into()
+    }
+
+    /// Gives back the queue's memory on close; tokens stay for the driver.
+    pub(super) fn stop_outgoing(&mut self) {
+        if let Some(outgoing) = &mut self.outgoing {
+            outgoing.queue = BytesMut::new();
+        }
+    }
+
+    /// Deliveries of QoS 1 sent and not yet acknowledged.
+    pub fn inflight(&self) -> usize {
+        self.outgoing.as_ref().map_or(0, |outgoing| outgoing.inflight.len())
+    }
+
+    /// Bytes that wait: not written, or queued behind the window (with what the queue costs).
+    pub fn outbound_bytes(&self) -> usize {
+        self.transmit.len() + self.outgoing.as_ref().map_or(0, |outgoing| outgoing.bytes())
+    }
+
+    /// Tokens (not 0) of deliveries that were not acknowledged, in order of delivery; also after close.
+    pub fn unacknowledged(&self) -> impl Iterator<Item = u64> + '_ {
+        self.outgoing
+            .iter()
+            .flat_map(|out| {
+                out.inflight.iter().map(|(_, token)| *token).chain(out.queued.iter().map(|q| q.token))
+            })
+            .filter(|token| *token != 0)
+    }
+}
+
+impl Outgoing {
+    fn enqueue(&mut self, delivery: &Delivery<'_>, len: usize) -> Delivered {
+        let encoded = encode::publish(&mut self.queue, delivery.topic, delivery.payload, delivery.qos, 0);
+        match (encoded.map(u32::try_from), u32::try_from(len)) {
+            (Ok(Ok(id_at)), Ok(len)) => {
+                self.queued.push_back(Queued { token: delivery.token, len, id_at });
+                Delivered::Queued
+            }
+            _ => Delivered::TooLarge,
+        }
+    }
+}
