@@ -113,7 +113,8 @@ struct Model {
     /// Highest record handed out for the first time, by client.
     highest: BTreeMap<u8, At>,
     seen: BTreeSet<At>,
-    held_until: BTreeMap<u8, u64>,
+    /// Nacked records that were not acked since, and when their delay is over.
+    held_until: BTreeMap<At, u64>,
 }
 
 impl Model {
@@ -157,6 +158,7 @@ impl Model {
         for index in index..index + count {
             if self.wanted.contains(&(entry, index)) {
                 self.done.insert((entry, index));
+                self.held_until.remove(&(entry, index));
                 self.out.remove(&(entry, index));
             }
         }
@@ -193,8 +195,7 @@ impl Model {
                 if let Some(at) = self.out.keys().nth(n % self.out.len().max(1)).copied() {
                     self.dispatch.nack(at.0, at.1, 1, delay, self.now);
                     self.out.remove(&at);
-                    let until = self.held_until.entry(self.client[&at]).or_default();
-                    *until = (*until).max(if delay > 0 { self.now + delay } else { 0 });
+                    self.held_until.insert(at, if delay > 0 { self.now + delay } else { 0 });
                 }
             }
             Step::Wait(time) => {
@@ -252,7 +253,8 @@ impl Model {
                 assert!(self.wanted.contains(&at), "filtered record handed out");
                 assert!(!self.done.contains(&at), "a done record handed out again");
                 assert!(!self.out.contains_key(&at), "an open record handed out again");
-                assert!(self.held_until.get(&client).is_none_or(|until| *until <= self.now), "held client");
+                let held = |(at, until): (&At, &u64)| self.client[at] == client && *until > self.now;
+                assert!(!self.held_until.iter().any(held), "a record of a held client");
                 let others = self.out.iter().filter(|(at, _)| self.client[at] == client);
                 for (_, (who, _)) in others {
                     assert_eq!(*who, out.consumer, "two consumers hold records of one client");
