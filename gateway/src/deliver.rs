@@ -95,9 +95,8 @@ impl Shard {
         qos: QoS,
         token: u64,
     ) -> Delivered {
-        let now = self.now;
         let Some(connection) = self.connections.get_mut(key) else { return Delivered::NotOpen };
-        let delivered = connection.session.deliver(&Delivery { topic, payload, qos, token }, now);
+        let delivered = connection.session.deliver(&Delivery { topic, payload, qos, token });
         self.shared.metrics.deliveries.count(delivered);
         self.touch(key);
         delivered
