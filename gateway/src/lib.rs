@@ -19,6 +19,7 @@ mod link;
 mod metrics;
 mod pause;
 mod push;
+mod questions;
 mod shard;
 mod start;
 mod subscriptions;

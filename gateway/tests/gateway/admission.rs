@@ -41,7 +41,6 @@ async fn credentials_tenants_and_roles_decide_and_a_verdict_is_remembered() {
 async fn a_tenant_at_its_limit_is_told_to_come_again_and_a_close_makes_room() {
     let router = Router::start(1).await;
     let setup = Setup::new(&[&router]).await;
-    setup.registry.define("small", 1, 1);
     let (first, code) = Client::try_connect(setup.address, "a", "small/device", "secret").await;
     assert_eq!(code, 0);
     let (_second, code) = Client::try_connect(setup.address, "b", "small/device", "secret").await;
@@ -65,7 +64,7 @@ async fn the_home_knows_the_owner_before_the_connack() {
     assert_eq!((&owner.client[..], Epoch(owner.epoch)), (&b"c1"[..], epoch));
     let early = tokio::time::timeout(Duration::from_millis(300), client.read()).await;
     assert!(early.is_err(), "CONNACK before the home knew");
-    router.inner.open(open.lane).await;
+    router.open(open.lane).await;
     assert!(matches!(client.read().await, Some(mqttbytes::v4::Packet::ConnAck(_))));
 }
 
@@ -125,7 +124,9 @@ async fn a_renewed_epoch_is_told_only_when_records_under_the_old_one_are_settled
     let second = router
         .expect("Append before Attach", |seen| match seen {
             Seen::Data(data_up::Kind::Append(append)) => Some(append.clone()),
-            Seen::Control(control_up::Kind::Attach(_)) => panic!("told too early: the first record is stale then"),
+            Seen::Control(control_up::Kind::Attach(_)) => {
+                panic!("told too early: the first record is stale then")
+            }
             _ => None,
         })
         .await;

@@ -1,6 +1,7 @@
 //! A router that answers as the link contract says, unless a test holds an answer back; a test sees all that came in.
 
 use std::{
+    collections::HashMap,
     pin::Pin,
     sync::{
         Arc, Mutex,
@@ -10,8 +11,8 @@ use std::{
 
 use futures::Stream;
 use penstock_proto::link::{
-    self, AuthResult, ControlDown, ControlUp, DataDown, DataUp, SettleResult, control_down, control_up, data_down,
-    data_up, link_server,
+    self, AuthResult, ControlDown, ControlUp, DataDown, DataUp, SettleResult, control_down, control_up,
+    data_down, data_up, link_server,
 };
 use tokio::{sync::mpsc, time::timeout};
 use tokio_stream::{StreamExt, wrappers::ReceiverStream};
@@ -34,12 +35,15 @@ pub struct Hold {
     pub links: AtomicBool,
 }
 
+type Senders<T> = Mutex<HashMap<String, mpsc::Sender<Result<T, Status>>>>;
+
 pub struct Inner {
     pub incarnation: u64,
     pub hold: Hold,
     seen: mpsc::UnboundedSender<Seen>,
-    control: Mutex<Option<mpsc::Sender<Result<ControlDown, Status>>>>,
-    data: Mutex<Option<mpsc::Sender<Result<DataDown, Status>>>>,
+    /// By link number.
+    control: Senders<ControlDown>,
+    data: Senders<DataDown>,
     pub authenticated: AtomicU64,
 }
 
@@ -80,18 +84,29 @@ impl Router {
     }
 
     pub async fn control(&self, kind: control_down::Kind) {
-        self.inner.control_down(kind).await;
+        let senders: Vec<_> = self.inner.control.lock().unwrap().values().cloned().collect();
+        for sender in senders {
+            let _ = sender.send(Ok(ControlDown { kind: Some(kind.clone()) })).await;
+        }
     }
 
     pub async fn data(&self, kind: data_down::Kind) {
-        self.inner.data_down(kind).await;
+        let links: Vec<_> = self.inner.data.lock().unwrap().keys().cloned().collect();
+        for link in links {
+            self.inner.data_down(&link, kind.clone()).await;
+        }
+    }
+
+    /// Tells every link that a lane is open.
+    pub async fn open(&self, lane: u32) {
+        self.control(opened(lane)).await;
     }
 
     /// Ends the link, and takes no other while held.
     pub fn cut(&self) {
         self.inner.hold.links.store(true, Ordering::SeqCst);
-        self.inner.control.lock().unwrap().take();
-        self.inner.data.lock().unwrap().take();
+        self.inner.control.lock().unwrap().clear();
+        self.inner.data.lock().unwrap().clear();
     }
 
     /// Waits for something that the gateway says; skips everything else.
@@ -104,7 +119,9 @@ impl Router {
                 }
             }
         };
-        timeout(PATIENCE, wait).await.unwrap_or_else(|_| panic!("router {}: no {what}", self.inner.incarnation))
+        timeout(PATIENCE, wait)
+            .await
+            .unwrap_or_else(|_| panic!("router {}: no {what}", self.inner.incarnation))
     }
 
     pub async fn expect_append(&mut self) -> link::Append {
@@ -129,7 +146,7 @@ impl Router {
     }
 
     pub async fn settle(&self, append: &link::Append) {
-        self.inner.settle(append.lane, append.first, append.count, append.records.len()).await;
+        self.data(settled(append)).await;
     }
 }
 
@@ -139,41 +156,52 @@ impl Drop for Router {
     }
 }
 
+fn settled(append: &link::Append) -> data_down::Kind {
+    let settle = link::Settle {
+        lane: append.lane,
+        first: append.first,
+        count: append.count,
+        result: SettleResult::Stored.into(),
+        credit: append.records.len() as u64,
+    };
+    data_down::Kind::Settles(link::Settles { settles: vec![settle] })
+}
+
+fn opened(lane: u32) -> control_down::Kind {
+    control_down::Kind::LaneOpened(link::LaneOpened { lane, term: 1, credit: 1 << 20 })
+}
+
+fn link_of<T>(request: &Request<T>) -> String {
+    request.metadata().get("penstock-link").unwrap().to_str().unwrap().to_owned()
+}
+
 impl Inner {
-    async fn control_down(&self, kind: control_down::Kind) {
-        let sender = self.control.lock().unwrap().clone();
+    async fn control_down(&self, link: &str, kind: control_down::Kind) {
+        let sender = self.control.lock().unwrap().get(link).cloned();
         if let Some(sender) = sender {
             let _ = sender.send(Ok(ControlDown { kind: Some(kind) })).await;
         }
     }
 
-    async fn data_down(&self, kind: data_down::Kind) {
-        let sender = self.data.lock().unwrap().clone();
+    async fn data_down(&self, link: &str, kind: data_down::Kind) {
+        let sender = self.data.lock().unwrap().get(link).cloned();
         if let Some(sender) = sender {
             let _ = sender.send(Ok(DataDown { kind: Some(kind) })).await;
         }
     }
 
-    async fn settle(&self, lane: u32, first: u64, count: u32, bytes: usize) {
-        let result = SettleResult::Stored.into();
-        let settle = link::Settle { lane, first, count, result, credit: bytes as u64 };
-        self.data_down(data_down::Kind::Settles(link::Settles { settles: vec![settle] })).await;
-    }
-
-    pub async fn open(&self, lane: u32) {
-        self.control_down(control_down::Kind::LaneOpened(link::LaneOpened { lane, term: 1, credit: 1 << 20 })).await;
-    }
-
-    async fn answer(&self, kind: control_up::Kind) {
+    async fn answer(&self, link: &str, kind: control_up::Kind) {
         use control_down::Kind as Down;
         use control_up::Kind as Up;
         let held = |flag: &AtomicBool| flag.load(Ordering::SeqCst);
         let answer = match kind {
-            Up::Hello(_) => {
-                Down::Welcome(link::Welcome { router: self.incarnation, heartbeat_ms: 200, silence_ms: 4_000 })
-            }
+            Up::Hello(_) => Down::Welcome(link::Welcome {
+                router: self.incarnation,
+                heartbeat_ms: 200,
+                silence_ms: 4_000,
+            }),
             Up::Heartbeat(_) => Down::Heartbeat(link::Heartbeat {}),
-            Up::OpenLane(open) if !held(&self.hold.lanes) => return self.open(open.lane).await,
+            Up::OpenLane(open) if !held(&self.hold.lanes) => opened(open.lane),
             Up::Attach(attach) => Down::Attached(link::Attached { seq: attach.seq }),
             Up::Interest(interest) if !held(&self.hold.interest) => {
                 Down::InterestConfirmed(link::InterestConfirmed { seq: interest.seq })
@@ -196,7 +224,7 @@ impl Inner {
             }
             _ => return,
         };
-        self.control_down(answer).await;
+        self.control_down(link, answer).await;
     }
 }
 
@@ -217,21 +245,24 @@ impl link_server::Link for Service {
         }
         assert_eq!(request.metadata().get("penstock-secret").unwrap(), "hush");
         let (sender, receiver) = mpsc::channel(1_024);
-        *self.0.control.lock().unwrap() = Some(sender);
+        let link = link_of(&request);
+        self.0.control.lock().unwrap().insert(link.clone(), sender);
         let (inner, mut stream) = (Arc::clone(&self.0), request.into_inner());
         tokio::spawn(async move {
             while let Some(Ok(message)) = stream.next().await {
                 let kind = message.kind.unwrap();
                 let _ = inner.seen.send(Seen::Control(kind.clone()));
-                inner.answer(kind).await;
+                inner.answer(&link, kind).await;
             }
+            inner.control.lock().unwrap().remove(&link);
         });
         Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
     }
 
     async fn data(&self, request: Request<Streaming<DataUp>>) -> Result<Response<Self::DataStream>, Status> {
         let (sender, receiver) = mpsc::channel(1_024);
-        *self.0.data.lock().unwrap() = Some(sender);
+        let link = link_of(&request);
+        self.0.data.lock().unwrap().insert(link.clone(), sender);
         let (inner, mut stream) = (Arc::clone(&self.0), request.into_inner());
         tokio::spawn(async move {
             while let Some(Ok(message)) = stream.next().await {
@@ -239,11 +270,11 @@ impl link_server::Link for Service {
                 if let data_up::Kind::Append(append) = &kind
                     && !inner.hold.settles.load(Ordering::SeqCst)
                 {
-                    let (lane, first, count) = (append.lane, append.first, append.count);
-                    inner.settle(lane, first, count, append.records.len()).await;
+                    inner.data_down(&link, settled(append)).await;
                 }
                 let _ = inner.seen.send(Seen::Data(kind));
             }
+            inner.data.lock().unwrap().remove(&link);
         });
         Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
     }

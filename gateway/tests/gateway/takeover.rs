@@ -116,19 +116,21 @@ async fn a_kick_that_overtakes_the_claims_answer_still_closes_the_connection() {
     until("claimed", || setup.registry.owned(&client_key("c1")).is_some()).await;
     let elsewhere = Owner { gateway: 77, shard: 3, routers: [1, 0] };
     let newer = setup.registry.steal(&client_key("c1"), elsewhere);
-    router
-        .control(control_down::Kind::Kick(link::Kick {
-            id: 9,
+    let kick = |id, client: &str| {
+        control_down::Kind::Kick(link::Kick {
+            id,
             tenant: "acme".into(),
-            client: "c1".into(),
+            client: client.to_owned().into(),
             below: newer.0,
             gateway: setup.registry.gateway(),
             shard: 0,
-        }))
-        .await;
-    // Something after it on the same stream has arrived: so has the kick.
-    router.control(control_down::Kind::Leaving(link::Leaving {})).await;
+        })
+    };
+    router.control(kick(9, "c1")).await;
+    router.control(kick(10, "somebody else")).await;
+    assert_eq!(kicked(&mut router).await, 10, "the first one waits for the claim's answer");
     setup.registry.release_claims();
     client.expect_closed().await;
+    assert_eq!(kicked(&mut router).await, 9);
     assert_eq!(setup.registry.owned(&client_key("c1")).unwrap().1, newer);
 }

@@ -93,8 +93,12 @@ async fn a_dead_link_moves_what_is_unsettled_to_the_next_home() {
     let (home, other) = incarnations();
     let (mut first, mut second) = (Router::start(home).await, Router::start(other).await);
     let setup = Setup::new(&[&first, &second]).await;
-    first.expect("link", |seen| matches!(seen, Seen::Control(control_up::Kind::Hello(_))).then_some(())).await;
-    second.expect("link", |seen| matches!(seen, Seen::Control(control_up::Kind::Hello(_))).then_some(())).await;
+    first
+        .expect("link", |seen| matches!(seen, Seen::Control(control_up::Kind::Hello(_))).then_some(()))
+        .await;
+    second
+        .expect("link", |seen| matches!(seen, Seen::Control(control_up::Kind::Hello(_))).then_some(()))
+        .await;
     until("both links", || setup.metric("penstock_links") == Some(2.0)).await;
     first.hold().settles.store(true, Ordering::SeqCst);
     let mut client = Client::connect(setup.address, "c1").await;
@@ -181,8 +185,7 @@ async fn a_full_backlog_closes_after_earlier_acknowledgements() {
     let second = router.expect_append().await;
     router.settle(&first).await;
     let result = SettleResult::BacklogFull.into();
-    let refused =
-        link::Settle { lane: second.lane, first: second.first, count: 1, result, credit: 0 };
+    let refused = link::Settle { lane: second.lane, first: second.first, count: 1, result, credit: 0 };
     router.data(data_down::Kind::Settles(link::Settles { settles: vec![refused] })).await;
     client.expect_puback(1).await;
     client.expect_closed().await;

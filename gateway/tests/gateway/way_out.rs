@@ -1,6 +1,6 @@
 //! SUBSCRIBE, deliveries and pushes.
 
-use std::{sync::atomic::Ordering, time::Duration};
+use std::sync::atomic::Ordering;
 
 use mqttbytes::{QoS, v4::SubscribeReasonCode};
 use penstock_proto::{
@@ -118,7 +118,11 @@ async fn overlapping_filters_get_one_delivery_and_repeated_entries_none() {
     assert_eq!(taken(&mut router).await, 2);
     router.data(deliver(3, 2, true, "a/c", 1)).await;
     let next = client.expect_publish().await;
-    assert_eq!((next.topic.as_str(), next.qos), ("a/c", QoS::AtMostOnce), "the lower of granted and published");
+    assert_eq!(
+        (next.topic.as_str(), next.qos),
+        ("a/c", QoS::AtMostOnce),
+        "the lower of granted and published"
+    );
     client.puback(publish.pkid).await;
     client.expect_silence().await;
 }
@@ -188,5 +192,4 @@ async fn an_overrun_closes_whoever_may_have_missed_something() {
     router.data(data_down::Kind::Overrun(overrun)).await;
     one.expect_closed().await;
     zero.expect_silence().await;
-    let _ = Duration::ZERO;
 }
