@@ -224,7 +224,8 @@ impl Shard {
         self.pushes_lost(key);
         let Some(mut connection) = self.connections.remove(key) else { return };
         self.shared.metrics.close(reason);
-        if connection.admission.take().is_some() {
+        if let Some(admission) = connection.admission.take() {
+            self.forget_question(key, &admission);
             self.admissions -= 1;
             self.shared.metrics.connect("aborted");
         }

@@ -128,9 +128,11 @@ impl Shard {
 
     /// Whether publishes of this connection have to wait; remembers it until they don't.
     pub(crate) fn holds(&mut self, key: ConnectionKey) -> bool {
-        let Some(index) = self.connections.identity(key).map(|identity| identity.lane) else { return false };
+        let Some(connection) = self.connections.get_mut(key) else { return false };
+        let Some(index) = connection.identity.as_ref().map(|identity| identity.lane) else { return false };
         let Some(lane) = self.lanes.get_mut(index).filter(|lane| lane.is_full()) else { return false };
-        if !lane.held.contains(&key) {
+        if !connection.held {
+            connection.held = true;
             lane.held.push(key);
         }
         true
@@ -161,6 +163,7 @@ impl Shard {
         if !lane.is_full() {
             for key in std::mem::take(&mut lane.held) {
                 if let Some(connection) = self.connections.get_mut(key) {
+                    connection.held = false;
                     connection.session.hold_publishes(false, self.now);
                     connection.wake();
                 }
@@ -191,7 +194,7 @@ impl Shard {
     /// Brings a lane to where it belongs: opens it, or moves it once nothing of it is under way.
     pub(crate) fn steer(&mut self, index: usize) {
         let Some(lane) = self.lanes.lanes.get_mut(index) else { return };
-        let home = self.links.home(&lane.key);
+        let home = lane.home.of(&lane.key, &self.links);
         let (wanted, may_move) = (lane.is_wanted(), lane.may_move());
         match &mut lane.route {
             Route::Closed if wanted => self.open_lane(index, home),
@@ -405,7 +408,6 @@ impl Shard {
     /// The connection is gone.
     pub(crate) fn detach(&mut self, key: ConnectionKey, index: usize, client: &Bytes, epoch: Epoch) {
         let Some(lane) = self.lanes.get_mut(index) else { return };
-        lane.held.retain(|held| *held != key);
         lane.renewals.retain(|(_, renewed)| *renewed != key);
         if lane.owners.remove(&key) {
             lane.attach.retain(|waiting| *waiting != key);
@@ -417,8 +419,8 @@ impl Shard {
 
     fn tell_synced(&mut self) {
         let mut behind = HashSet::new();
-        for lane in self.lanes.iter().filter(|lane| lane.is_wanted()) {
-            let home = self.links.home(&lane.key);
+        for lane in self.lanes.lanes.iter_mut().filter(|lane| lane.is_wanted()) {
+            let home = lane.home.of(&lane.key, &self.links);
             if home != lane.place().map(|(link, _)| link) {
                 behind.extend(home);
             }

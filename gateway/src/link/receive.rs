@@ -89,10 +89,8 @@ impl Shard {
     }
 
     fn leaving(&mut self, key: LinkKey) {
-        if let Some(link) = self.links.get_mut(key) {
-            tracing::info!(router = link.router, "a router leaves");
-            link.leaving = true;
-            let router = link.router;
+        if let Some(router) = self.links.leave(key) {
+            tracing::info!(router, "a router leaves");
             self.dialled.left(router);
             self.steer_all();
         }
