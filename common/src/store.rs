@@ -19,10 +19,15 @@ use crate::{
     position::{EntryId, Term},
 };
 
+mod durability;
 #[cfg(feature = "embedded")]
 pub mod embedded;
+#[cfg(any(feature = "embedded", feature = "redis"))]
+mod encoding;
 #[cfg(feature = "redis")]
 pub mod redis;
+
+pub use durability::{BadDurability, Durability};
 
 /// Numbers first .. first + count - 1 that a producer gave to records of one partition.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -146,7 +151,8 @@ pub enum CursorStart {
     Latest,
     /// Before the oldest retained entry.
     Earliest,
-    /// Before the first entry whose `first_received_at` is not below this (a record just before it may be included).
+    /// Before the first entry that may hold a record received then or later: the first whose `first_received_at` is not
+    /// below this, or the one before when that has several records (some just before the time are then included).
     Time(UnixMillis),
 }
 

@@ -20,6 +20,7 @@ mod metrics;
 mod pause;
 mod push;
 mod questions;
+pub mod settings;
 mod shard;
 mod start;
 mod subscriptions;

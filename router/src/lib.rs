@@ -1,1 +1,38 @@
-//! Placeholder.
+//! Penstock's router: persists what gateways send and routes what goes to devices.
+//!
+//! The way in: a batch comes on a link ([`server`]), waits in the lane of its partition ([`lane`]), is appended to the store
+//! by the partition's [`home`], and is settled back on the same link.
+//!
+//! The way out: the [`fanout`] reads the log and sends a Deliver to each link whose filters match ([`interest`]); a push
+//! comes from a door and goes to the owner's link ([`route`]).
+//!
+//! What decides who may write is the term ([`penstock_common::store`]); membership only shrinks by two witnesses
+//! ([`presence`]).
+
+pub mod batch;
+pub mod config;
+pub mod control;
+pub mod doors;
+pub mod fan;
+pub mod fanout;
+pub mod home;
+pub mod homes;
+pub mod interest;
+pub mod lane;
+pub mod link;
+pub mod links;
+pub mod metrics;
+pub mod outbox;
+pub mod owners;
+pub mod pace;
+pub mod presence;
+pub mod producers;
+pub mod relay;
+pub mod route;
+pub mod secret;
+pub mod server;
+pub mod serving;
+pub mod settings;
+pub mod stale;
+pub mod start;
+pub mod tail;

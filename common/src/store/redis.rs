@@ -1,1 +1,140 @@
-//! Being written.
+//! The store on Redis 7.0 and later: entries in a stream per partition, everything of a partition in one slot. It keeps no
+//! state of its own: any number of routers use one Redis, and terms decide between them.
+//!
+//! Not here: Redis Cluster, Sentinel, TLS, `replicated:N`; opening says so.
+
+mod answers;
+mod checks;
+mod config;
+mod connection;
+mod cursors;
+mod keys;
+mod log;
+mod scripts;
+mod users;
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+pub use config::{OpenError, RedisConfig};
+use connection::Server;
+use tokio::sync::watch;
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+use super::{
+    AppendError, CommitError, CursorChange, CursorStart, Cursors, Entry, Keep, ReadBack, Store, StoreError,
+    StoredEntry, Took, Totals, User,
+};
+use crate::{
+    name::{PartitionKey, TenantName},
+    position::{EntryId, Term},
+};
+
+/// Partitions and users in Redis.
+pub struct RedisStore {
+    server: Arc<Server>,
+    /// Ends the task that keeps the connection.
+    _stop: DropGuard,
+}
+
+impl RedisStore {
+    /// Connects and checks that the server can honour the durability; from then on a task of the current runtime keeps
+    /// connected, checking each time, until `shutdown` or the last use of the store.
+    pub async fn open(config: RedisConfig, shutdown: &CancellationToken) -> Result<Arc<Self>, OpenError> {
+        let stop = shutdown.child_token();
+        let server = Server::open(config, stop.clone()).await?;
+        Ok(Arc::new(Self { server, _stop: stop.drop_guard() }))
+    }
+}
+
+#[async_trait]
+impl Store for RedisStore {
+    async fn take(&self, partition: &PartitionKey, holder: u64) -> Result<Took, StoreError> {
+        log::take(&self.server, partition, holder).await
+    }
+
+    async fn holder(&self, partition: &PartitionKey) -> Result<Option<(Term, u64)>, StoreError> {
+        log::holder(&self.server, partition).await
+    }
+
+    async fn append(
+        &self,
+        partition: &PartitionKey,
+        term: Term,
+        entry: &Entry,
+    ) -> Result<EntryId, AppendError> {
+        log::append(&self.server, partition, term, entry).await
+    }
+
+    async fn read(
+        &self,
+        partition: &PartitionKey,
+        after: EntryId,
+        max_entries: usize,
+        max_bytes: usize,
+    ) -> Result<Vec<StoredEntry>, StoreError> {
+        log::read(&self.server, partition, after, max_entries, max_bytes).await
+    }
+
+    async fn read_back(&self, partition: &PartitionKey, max_bytes: usize) -> Result<ReadBack, StoreError> {
+        log::read_back(&self.server, partition, max_bytes).await
+    }
+
+    async fn cursors(&self, partition: &PartitionKey) -> Result<Cursors, StoreError> {
+        cursors::cursors(&self.server, partition).await
+    }
+
+    async fn create_cursor(
+        &self,
+        partition: &PartitionKey,
+        group: &str,
+        start: CursorStart,
+    ) -> Result<(), StoreError> {
+        cursors::create_cursor(&self.server, partition, group, start).await
+    }
+
+    async fn delete_cursor(&self, partition: &PartitionKey, group: &str) -> Result<(), StoreError> {
+        cursors::delete_cursor(&self.server, partition, group).await
+    }
+
+    async fn commit(
+        &self,
+        partition: &PartitionKey,
+        term: Term,
+        changes: &[CursorChange],
+    ) -> Result<(), CommitError> {
+        cursors::commit(&self.server, partition, term, changes).await
+    }
+
+    async fn trim(&self, partition: &PartitionKey, term: Term, keep: Keep) -> Result<Totals, CommitError> {
+        cursors::trim(&self.server, partition, term, keep).await
+    }
+
+    async fn put_user(&self, tenant: &TenantName, user: &User, create: bool) -> Result<bool, StoreError> {
+        users::put(&self.server, tenant, user, create).await
+    }
+
+    async fn user(&self, tenant: &TenantName, name: &str) -> Result<Option<User>, StoreError> {
+        users::get(&self.server, tenant, name).await
+    }
+
+    async fn users(&self, tenant: &TenantName) -> Result<Vec<User>, StoreError> {
+        users::all(&self.server, tenant).await
+    }
+
+    async fn delete_user(&self, tenant: &TenantName, name: &str) -> Result<bool, StoreError> {
+        users::delete(&self.server, tenant, name).await
+    }
+
+    async fn delete_tenant(&self, tenant: &TenantName, partitions: u32) -> Result<(), StoreError> {
+        users::delete_tenant(&self.server, tenant, partitions).await
+    }
+
+    fn healthy(&self) -> watch::Receiver<bool> {
+        self.server.healthy()
+    }
+
+    fn describe(&self) -> String {
+        format!("redis {}", self.server.describe())
+    }
+}

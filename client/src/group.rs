@@ -1,0 +1,211 @@
+//! Groups: the named durable readers of a tenant.
+
+use std::{
+    fmt,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use penstock_proto::messaging as wire;
+
+use crate::{client::Client, error::CallError};
+
+/// Where a group begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Start {
+    /// After what is stored when the group is created.
+    #[default]
+    Latest,
+    /// At the oldest record that is retained.
+    Earliest,
+    /// At the first record received then or later.
+    Time(SystemTime),
+}
+
+impl Start {
+    fn to_wire(self) -> wire::Start {
+        let at = match self {
+            Self::Latest => wire::start::At::Latest(true),
+            Self::Earliest => wire::start::At::Earliest(true),
+            Self::Time(time) => wire::start::At::TimeMs(unix_millis(time)),
+        };
+        wire::Start { at: Some(at) }
+    }
+
+    fn from_wire(start: Option<wire::Start>) -> Self {
+        match start.and_then(|start| start.at) {
+            Some(wire::start::At::Earliest(_)) => Self::Earliest,
+            Some(wire::start::At::TimeMs(ms)) => Self::Time(from_unix_millis(ms)),
+            Some(wire::start::At::Latest(_)) | None => Self::Latest,
+        }
+    }
+
+    /// Equal as the server keeps it, in milliseconds.
+    pub fn same(self, other: Self) -> bool {
+        self.to_wire() == other.to_wire()
+    }
+}
+
+impl fmt::Display for Start {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Latest => f.write_str("latest"),
+            Self::Earliest => f.write_str("earliest"),
+            Self::Time(time) => write!(f, "{} ms since 1970", unix_millis(*time)),
+        }
+    }
+}
+
+pub(crate) fn unix_millis(time: SystemTime) -> u64 {
+    u64::try_from(time.duration_since(UNIX_EPOCH).unwrap_or_default().as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Clamped to what the clock can hold.
+pub(crate) fn from_unix_millis(ms: u64) -> SystemTime {
+    UNIX_EPOCH.checked_add(Duration::from_millis(ms)).unwrap_or(UNIX_EPOCH)
+}
+
+/// What a group is to be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GroupSpec {
+    name: String,
+    filters: Vec<String>,
+    start: Start,
+}
+
+impl GroupSpec {
+    /// Every topic, from now on.
+    pub fn new(name: impl Into<String>) -> Self {
+        Self { name: name.into(), filters: Vec::new(), start: Start::Latest }
+    }
+
+    /// One more MQTT filter; without any, every topic.
+    pub fn filter(mut self, filter: impl Into<String>) -> Self {
+        self.filters.push(filter.into());
+        self
+    }
+
+    /// More filters.
+    pub fn filters<T: Into<String>>(mut self, filters: impl IntoIterator<Item = T>) -> Self {
+        self.filters.extend(filters.into_iter().map(Into::into));
+        self
+    }
+
+    /// Where it begins.
+    pub fn start(mut self, start: Start) -> Self {
+        self.start = start;
+        self
+    }
+}
+
+/// A group, as defined.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Group {
+    /// Unique in its tenant.
+    pub name: String,
+    /// MQTT filters; empty: every topic.
+    pub filters: Vec<String>,
+    /// Where it began.
+    pub start: Start,
+    /// When it was created.
+    pub created_at: SystemTime,
+}
+
+impl Group {
+    fn from_wire(group: wire::Group) -> Self {
+        Self {
+            name: group.name,
+            filters: group.filters,
+            start: Start::from_wire(group.start),
+            created_at: from_unix_millis(group.created_at_ms),
+        }
+    }
+}
+
+/// A group in one partition.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PartitionStatus {
+    /// Which.
+    pub partition: u32,
+    /// Records stored and not yet done.
+    pub lag: u64,
+    /// Records handed out and not yet acknowledged.
+    pub open: u64,
+    /// Age of the oldest record that is not done; zero without lag.
+    pub oldest: Duration,
+    /// Consumers connected.
+    pub consumers: u32,
+}
+
+/// How far a group is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GroupStatus {
+    /// The group.
+    pub group: Group,
+    /// Each partition of the tenant.
+    pub partitions: Vec<PartitionStatus>,
+}
+
+impl GroupStatus {
+    /// Records not yet done, over all partitions.
+    pub fn lag(&self) -> u64 {
+        self.partitions.iter().map(|partition| partition.lag).sum()
+    }
+
+    /// Age of the oldest record that is not done, over all partitions.
+    pub fn oldest(&self) -> Duration {
+        self.partitions.iter().map(|partition| partition.oldest).max().unwrap_or_default()
+    }
+}
+
+impl Client {
+    /// Creates a group; it exists from the reply on. Creating it again with the same settings is fine; `Exists` with others.
+    pub async fn create_group(&self, spec: &GroupSpec) -> Result<Group, CallError> {
+        let group = wire::Group {
+            name: spec.name.clone(),
+            filters: spec.filters.clone(),
+            start: Some(spec.start.to_wire()),
+            created_at_ms: 0,
+        };
+        let request = wire::CreateGroupRequest { group: Some(group) };
+        let answer = self.ask(|client, number| {
+            let request = request.clone();
+            async move { client.messaging(number)?.create_group(request).await }
+        });
+        answer.await.map(Group::from_wire)
+    }
+
+    /// All groups of the tenant.
+    pub async fn groups(&self) -> Result<Vec<Group>, CallError> {
+        let answer = self.ask(|client, number| async move {
+            client.messaging(number)?.list_groups(wire::ListGroupsRequest {}).await
+        });
+        Ok(answer.await?.groups.into_iter().map(Group::from_wire).collect())
+    }
+
+    /// A group and how far it is; `NotFound` when there is none.
+    pub async fn group(&self, name: &str) -> Result<GroupStatus, CallError> {
+        let answer = self.ask(|client, number| {
+            let request = wire::ShowGroupRequest { name: name.to_owned() };
+            async move { client.messaging(number)?.show_group(request).await }
+        });
+        let status = answer.await?;
+        let group = status.group.ok_or_else(|| CallError::Failed("the answer holds no group".into()))?;
+        let partitions = status.partitions.into_iter().map(|partition| PartitionStatus {
+            partition: partition.partition,
+            lag: partition.lag_records,
+            open: partition.open_records,
+            oldest: Duration::from_millis(partition.oldest_ms),
+            consumers: partition.consumers,
+        });
+        Ok(GroupStatus { group: Group::from_wire(group), partitions: partitions.collect() })
+    }
+
+    /// Deletes a group: what it had not yet consumed may be trimmed from then on.
+    pub async fn delete_group(&self, name: &str) -> Result<(), CallError> {
+        let answer = self.ask(|client, number| {
+            let request = wire::DeleteGroupRequest { name: name.to_owned() };
+            async move { client.messaging(number)?.delete_group(request).await }
+        });
+        answer.await.map(|_| ())
+    }
+}

@@ -1,0 +1,134 @@
+//! Names of keys. Everything of a partition has the hash tag `{<tenant>/<p>}` and so lives in one slot. Parts that users
+//! choose are percent-encoded, so that no name can forge a key or a pattern. These names are in people's stores.
+
+use std::fmt::Write;
+
+use xxhash_rust::xxh3::xxh3_64;
+
+use crate::name::{PartitionKey, TenantName};
+
+/// Slots that the users of a tenant are spread over.
+const USER_SLOTS: u64 = 16;
+
+/// Keys of one partition.
+pub(super) struct Keys {
+    slot: String,
+}
+
+impl Keys {
+    pub(super) fn new(partition: &PartitionKey) -> Self {
+        Self { slot: format!("ps:{{{partition}}}:") }
+    }
+
+    fn key(&self, name: &str) -> String {
+        [&self.slot, name].concat()
+    }
+
+    /// String: `<term> <holder>`.
+    pub(super) fn term(&self) -> String {
+        self.key("term")
+    }
+
+    /// Stream: the entries.
+    pub(super) fn log(&self) -> String {
+        self.key("log")
+    }
+
+    /// Hash: id and totals (`id`, `r`, `o`) of the last entry that was trimmed.
+    pub(super) fn trimmed(&self) -> String {
+        self.key("trimmed")
+    }
+
+    /// Hash: the fan-out cursor (`up`).
+    pub(super) fn fan(&self) -> String {
+        self.key("fan")
+    }
+
+    /// Set: encoded names of the groups that have a cursor here.
+    pub(super) fn groups(&self) -> String {
+        self.key("groups")
+    }
+
+    /// Hash: a group's cursor (`up`, `n`, and a field per open entry).
+    pub(super) fn cursor(&self, group: &str) -> String {
+        [&self.slot, "c:", &encode(group)].concat()
+    }
+
+    /// What comes before an encoded group in the key of its cursor.
+    pub(super) fn cursor_prefix(&self) -> String {
+        self.key("c:")
+    }
+}
+
+/// Key of a user.
+pub(super) fn user(tenant: &TenantName, name: &str) -> String {
+    format!("ps:{{{tenant}/{}}}:u:{}", xxh3_64(name.as_bytes()) % USER_SLOTS, encode(name))
+}
+
+/// Pattern of all users of a tenant; its name holds no character that a pattern reads.
+pub(super) fn users_pattern(tenant: &TenantName) -> String {
+    format!("ps:{{{tenant}/*}}:u:*")
+}
+
+/// Patterns of everything of a tenant.
+pub(super) fn tenant_patterns(tenant: &TenantName) -> [String; 2] {
+    [format!("ps:{{{tenant}/*}}:*"), format!("ps:{{{tenant}}}:*")]
+}
+
+/// Percent-encodes everything outside `[A-Za-z0-9._-]`.
+pub(super) fn encode(name: &str) -> String {
+    let mut encoded = String::with_capacity(name.len());
+    for byte in name.bytes() {
+        if byte.is_ascii_alphanumeric() || b"._-".contains(&byte) {
+            encoded.push(char::from(byte));
+        } else {
+            // Writing to a String does not fail.
+            let _ = write!(encoded, "%{byte:02X}");
+        }
+    }
+    encoded
+}
+
+/// The name that was encoded; None when this never was one.
+pub(super) fn decode(encoded: &str) -> Option<String> {
+    let mut bytes = Vec::with_capacity(encoded.len());
+    let mut rest = encoded.as_bytes();
+    while let Some((first, tail)) = rest.split_first() {
+        if *first == b'%' {
+            let (digits, after) = tail.split_at_checked(2)?;
+            bytes.push(u8::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()?);
+            rest = after;
+        } else {
+            bytes.push(*first);
+            rest = tail;
+        }
+    }
+    String::from_utf8(bytes).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn names_that_could_forge_keys_come_back_unharmed() {
+        for name in ["plain", "a}b{c", "a:b/c*?[x]", "%41", "ä\0€", ""] {
+            let encoded = encode(name);
+            assert!(encoded.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-%".contains(&b)), "{encoded}");
+            assert_eq!(decode(&encoded).unwrap(), name);
+        }
+        assert_eq!(decode("%4"), None);
+        assert_eq!(decode("%zz"), None);
+        assert_eq!(decode("%FF"), None);
+    }
+
+    #[test]
+    fn keys_of_a_partition_share_a_slot() {
+        let partition = PartitionKey { tenant: TenantName::new("acme").unwrap(), partition: 3 };
+        let keys = Keys::new(&partition);
+        assert_eq!(keys.log(), "ps:{acme/3}:log");
+        assert_eq!(keys.cursor("a:b"), "ps:{acme/3}:c:a%3Ab");
+        assert_eq!(keys.cursor_prefix(), "ps:{acme/3}:c:");
+    }
+}

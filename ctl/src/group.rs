@@ -1,0 +1,213 @@
+//! `penstockctl group …`, and the group that `consume` needs.
+
+use clap::Subcommand;
+use penstock_client::{CallError, Client, Group, GroupSpec, GroupStatus, Start};
+use serde::Serialize;
+
+use crate::{
+    failure::Failure,
+    output::Output,
+    quantity::{parse_start, show_start, show_time},
+};
+
+#[derive(Debug, Subcommand)]
+pub enum GroupCommand {
+    /// Create a group
+    #[command(
+        after_help = "Example:\n  penstockctl --user demo/app group create readings --filter 'sensors/#' --start earliest"
+    )]
+    Create {
+        /// Its name
+        name: String,
+        /// MQTT filter; may be given several times; without any, every topic
+        #[arg(long = "filter", value_name = "FILTER")]
+        filters: Vec<String>,
+        /// Where it begins: latest, earliest, or a time such as 2026-11-22T18:00:00Z
+        #[arg(long, value_parser = parse_start, default_value = "latest", value_name = "START")]
+        start: Start,
+    },
+    /// List the groups of the tenant
+    #[command(after_help = "Example:\n  penstockctl --user demo/app group list")]
+    List,
+    /// Show a group and how far it is
+    #[command(after_help = "Example:\n  penstockctl --user demo/app group show readings --json")]
+    Show {
+        /// Its name
+        name: String,
+    },
+    /// Delete a group: what it has not consumed is no longer kept for it
+    #[command(after_help = "Example:\n  penstockctl --user demo/app group delete readings")]
+    Delete {
+        /// Its name
+        name: String,
+    },
+}
+
+#[derive(Serialize)]
+struct Shown {
+    name: String,
+    filters: Vec<String>,
+    start: String,
+    created_at: String,
+    #[serde(flatten)]
+    status: Option<Status>,
+}
+
+#[derive(Serialize)]
+struct Status {
+    lag: u64,
+    oldest_ms: u64,
+    consumers: u32,
+    partitions: Vec<Partition>,
+}
+
+#[derive(Serialize)]
+struct Partition {
+    partition: u32,
+    lag: u64,
+    open: u64,
+    oldest_ms: u64,
+    consumers: u32,
+}
+
+fn millis(duration: std::time::Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+impl Shown {
+    fn new(group: Group) -> Self {
+        Self {
+            name: group.name,
+            filters: group.filters,
+            start: show_start(group.start),
+            created_at: show_time(group.created_at),
+            status: None,
+        }
+    }
+
+    fn with_status(status: GroupStatus) -> Self {
+        let (lag, oldest_ms) = (status.lag(), millis(status.oldest()));
+        let consumers = status.partitions.iter().map(|partition| partition.consumers).max().unwrap_or(0);
+        let partitions = status.partitions.iter().map(|partition| Partition {
+            partition: partition.partition,
+            lag: partition.lag,
+            open: partition.open,
+            oldest_ms: millis(partition.oldest),
+            consumers: partition.consumers,
+        });
+        let partitions = partitions.collect();
+        Self { status: Some(Status { lag, oldest_ms, consumers, partitions }), ..Self::new(status.group) }
+    }
+
+    fn row(&self) -> Vec<String> {
+        let filters = if self.filters.is_empty() { "#".to_owned() } else { self.filters.join(",") };
+        let mut row = vec![self.name.clone(), filters, self.start.clone(), self.created_at.clone()];
+        if let Some(status) = &self.status {
+            row.push(status.lag.to_string());
+            row.push(format!("{}ms", status.oldest_ms));
+            row.push(status.consumers.to_string());
+        }
+        row
+    }
+}
+
+const HEADER: [&str; 7] = ["NAME", "FILTERS", "START", "CREATED", "LAG", "OLDEST", "CONSUMERS"];
+
+/// Runs one of them.
+pub async fn run(command: GroupCommand, client: &Client, output: Output) -> Result<(), Failure> {
+    let shown = match command {
+        GroupCommand::Create { name, filters, start } => {
+            let spec = GroupSpec::new(name).filters(filters).start(start);
+            vec![Shown::new(client.create_group(&spec).await?)]
+        }
+        GroupCommand::List => client.groups().await?.into_iter().map(Shown::new).collect(),
+        GroupCommand::Show { name } => vec![Shown::with_status(client.group(&name).await?)],
+        GroupCommand::Delete { name } => {
+            client.delete_group(&name).await?;
+            return output.done(&format!("deleted group {name}"));
+        }
+    };
+    let with_status = shown.iter().any(|group| group.status.is_some());
+    let header = if with_status { HEADER.as_slice() } else { HEADER.get(..4).unwrap_or_default() };
+    output.many(&shown, header, Shown::row)
+}
+
+/// Makes sure that the group is there. What was said about it and differs from what it is, is an error.
+pub async fn ensure(
+    client: &Client,
+    name: &str,
+    filters: &[String],
+    start: Option<Start>,
+) -> Result<(), Failure> {
+    match client.group(name).await {
+        Ok(status) => agree(&status.group, filters, start),
+        Err(CallError::NotFound(_)) => {
+            let spec = GroupSpec::new(name).filters(filters).start(start.unwrap_or_default());
+            match client.create_group(&spec).await {
+                Ok(_) => Ok(()),
+                // Another was faster.
+                Err(CallError::Exists(_)) => agree(&client.group(name).await?.group, filters, start),
+                Err(other) => Err(other.into()),
+            }
+        }
+        Err(other) => Err(other.into()),
+    }
+}
+
+fn agree(group: &Group, filters: &[String], start: Option<Start>) -> Result<(), Failure> {
+    let sorted = |filters: &[String]| {
+        let mut filters = filters.to_vec();
+        filters.sort_unstable();
+        filters.dedup();
+        filters
+    };
+    let name = &group.name;
+    if !filters.is_empty() && sorted(filters) != sorted(&group.filters) {
+        let has = if group.filters.is_empty() { "no filter".to_owned() } else { group.filters.join(", ") };
+        return Err(Failure::Failed(format!(
+            "group {name} exists with {has}, not with {}: leave --filter out, or use another group",
+            filters.join(", ")
+        )));
+    }
+    match start {
+        Some(start) if !start.same(group.start) => Err(Failure::Failed(format!(
+            "group {name} exists and began at {}, not at {}: leave --start out, or use another group",
+            show_start(group.start),
+            show_start(start)
+        ))),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::SystemTime;
+
+    use super::*;
+
+    fn group(filters: &[&str]) -> Group {
+        Group {
+            name: "g".into(),
+            filters: filters.iter().map(|filter| (*filter).to_owned()).collect(),
+            start: Start::Latest,
+            created_at: SystemTime::UNIX_EPOCH,
+        }
+    }
+
+    fn agrees(has: &[&str], wanted: &[&str], start: Option<Start>) -> bool {
+        agree(&group(has), &group(wanted).filters, start).is_ok()
+    }
+
+    #[test]
+    fn what_is_not_said_agrees_and_order_does_not_matter() {
+        assert!(agrees(&["a", "b"], &[], None));
+        assert!(agrees(&["a", "b"], &["b", "a"], Some(Start::Latest)));
+    }
+
+    #[test]
+    fn a_contradiction_is_an_error() {
+        assert!(!agrees(&["a"], &["a", "b"], None));
+        assert!(!agrees(&[], &["a"], None));
+        assert!(!agrees(&["a"], &[], Some(Start::Earliest)));
+    }
+}

@@ -1,0 +1,123 @@
+//! `penstockctl tenant …`.
+
+use clap::Subcommand;
+use penstock_client::{Admin, Limits, Tenant};
+use serde::Serialize;
+
+use crate::{cli::LimitArguments, failure::Failure, output::Output, quantity::show_millis};
+
+#[derive(Debug, Subcommand)]
+pub enum TenantCommand {
+    /// Create a tenant
+    #[command(
+        after_help = "Example:\n  penstockctl --user system/admin tenant create acme --connections 5000"
+    )]
+    Create {
+        /// 1 to 32 of a-z, 0-9 and -
+        name: String,
+        /// Partitions, 1 to 64, fixed for ever; 4 unless told otherwise
+        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=64))]
+        partitions: Option<u32>,
+        #[command(flatten)]
+        limits: LimitArguments,
+    },
+    /// List all tenants
+    #[command(after_help = "Example:\n  penstockctl --user system/admin tenant list --json")]
+    List,
+    /// Show one tenant
+    #[command(after_help = "Example:\n  penstockctl --user system/admin tenant show acme")]
+    Show {
+        /// Its name
+        name: String,
+    },
+    /// Change a tenant's limits
+    #[command(after_help = "Example:\n  penstockctl --user system/admin tenant set acme --backlog 4GiB")]
+    Set {
+        /// Its name
+        name: String,
+        #[command(flatten)]
+        limits: LimitArguments,
+    },
+    /// Delete a tenant with its users, groups and all that is stored
+    #[command(after_help = "Example:\n  penstockctl --user system/admin tenant delete acme")]
+    Delete {
+        /// Its name
+        name: String,
+    },
+}
+
+#[derive(Serialize)]
+struct Shown {
+    name: String,
+    partitions: u32,
+    connections: u32,
+    packet_bytes: u32,
+    backlog_bytes: u64,
+    created_at: String,
+}
+
+impl Shown {
+    fn new(tenant: Tenant) -> Self {
+        let limits = tenant.limits.unwrap_or_default();
+        Self {
+            name: tenant.name,
+            partitions: tenant.partitions,
+            connections: limits.connections,
+            packet_bytes: limits.packet_bytes,
+            backlog_bytes: limits.backlog_bytes,
+            created_at: show_millis(tenant.created_at_ms),
+        }
+    }
+
+    fn row(&self) -> Vec<String> {
+        vec![
+            self.name.clone(),
+            self.partitions.to_string(),
+            self.connections.to_string(),
+            self.packet_bytes.to_string(),
+            self.backlog_bytes.to_string(),
+            self.created_at.clone(),
+        ]
+    }
+}
+
+const HEADER: [&str; 6] = ["NAME", "PARTITIONS", "CONNECTIONS", "PACKET", "BACKLOG", "CREATED"];
+
+fn limits(arguments: &LimitArguments) -> Result<Limits, Failure> {
+    let packet = arguments.packet.unwrap_or(0);
+    let packet_bytes = u32::try_from(packet)
+        .ok()
+        .filter(|size| *size <= 1_048_576)
+        .ok_or_else(|| Failure::Usage("--packet: a packet is at most 1MiB".into()))?;
+    Ok(Limits {
+        connections: arguments.connections.unwrap_or(0),
+        packet_bytes,
+        backlog_bytes: arguments.backlog.unwrap_or(0),
+    })
+}
+
+/// Runs one of them.
+pub async fn run(command: TenantCommand, admin: &Admin, output: Output) -> Result<(), Failure> {
+    let tenants = match command {
+        TenantCommand::Create { name, partitions, limits: given } => {
+            vec![admin.create_tenant(&name, partitions.unwrap_or(0), limits(&given)?).await?]
+        }
+        TenantCommand::List => admin.tenants().await?,
+        TenantCommand::Show { name } => vec![admin.tenant(&name).await?],
+        TenantCommand::Set { name, limits: given } => {
+            let limits = limits(&given)?;
+            if limits == Limits::default() {
+                return Err(Failure::Usage(
+                    "tenant set: what is to change? Give --connections, --packet or --backlog".into(),
+                ));
+            }
+            vec![admin.set_limits(&name, limits).await?]
+        }
+        TenantCommand::Delete { name } => {
+            admin.delete_tenant(&name).await?;
+            return output.done(&format!("deleted tenant {name}"));
+        }
+    };
+    let shown: Vec<Shown> = tenants.into_iter().map(Shown::new).collect();
+    output.many(&shown, &HEADER, Shown::row)
+}

@@ -1,0 +1,151 @@
+//! Who is there, by two witnesses: a gateway is gone when the registry says so *and* no link of it lives; a router when the
+//! registry says so *and* its link port doesn't answer. A registry that hangs and wakes up forgets everybody at once, and
+//! must not empty the cluster.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use penstock_common::{
+    net,
+    registry::{Member, MemberKind, Members},
+    rendezvous,
+};
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+use tracing::info;
+
+use crate::{fan::ShardId, home::lock, homes::Homes};
+
+/// Between two dials of a router that the registry has lost.
+const PROBE_EVERY: Duration = Duration::from_secs(1);
+/// A router that does not accept a connection within this is gone.
+const PROBE_LIMIT: Duration = Duration::from_millis(500);
+
+/// Members by two witnesses.
+#[derive(Default)]
+pub struct Presence {
+    alive: Mutex<Alive>,
+    changed: Notify,
+}
+
+#[derive(Default)]
+struct Alive {
+    members: Arc<Members>,
+    shards: Arc<[ShardId]>,
+    /// In the registry now.
+    registered: Arc<Members>,
+}
+
+impl Presence {
+    /// Members that are alive.
+    pub fn members(&self) -> Arc<Members> {
+        Arc::clone(&lock(&self.alive).members)
+    }
+
+    /// Shards of gateways that are alive.
+    pub fn shards(&self) -> Arc<[ShardId]> {
+        Arc::clone(&lock(&self.alive).shards)
+    }
+
+    /// Whether the registry names this member now.
+    pub fn is_registered(&self, incarnation: u64) -> bool {
+        let alive = lock(&self.alive);
+        alive.registered.gateways.contains_key(&incarnation)
+            || alive.registered.routers.contains_key(&incarnation)
+    }
+
+    /// Members that the registry names now.
+    pub fn registered(&self) -> Arc<Members> {
+        Arc::clone(&lock(&self.alive).registered)
+    }
+
+    /// A link came or went.
+    pub fn changed(&self) {
+        self.changed.notify_one();
+    }
+}
+
+/// Follows the registry and the links until the router stops.
+pub async fn follow(homes: Arc<Homes>, stop: CancellationToken) {
+    let mut registered = homes.registry.members();
+    loop {
+        let now = registered.borrow_and_update().clone();
+        let lost = observe(&homes, now).await;
+        let probe =
+            async { if lost { tokio::time::sleep(PROBE_EVERY).await } else { std::future::pending().await } };
+        tokio::select! {
+            changed = registered.changed() => if changed.is_err() { return },
+            () = homes.presence.changed.notified() => {}
+            () = probe => {}
+            () = stop.cancelled() => return,
+        }
+    }
+}
+
+/// Returns whether some router is alive only because it still answers.
+async fn observe(homes: &Homes, registered: Arc<Members>) -> bool {
+    let before = homes.presence.members();
+    let mut routers = registered.routers.clone();
+    let mut lost = false;
+    for (incarnation, member) in &before.routers {
+        if !routers.contains_key(incarnation) && (*incarnation == homes.incarnation || answers(member).await)
+        {
+            routers.insert(*incarnation, member.clone());
+            lost = true;
+        }
+    }
+    let (gateways, shards) = gateways(homes, &registered, &before);
+    for gone in before.routers.keys().filter(|incarnation| !routers.contains_key(*incarnation)) {
+        info!(router = format!("{gone:x}"), "a router is gone");
+    }
+    let members = Members { gateways, routers };
+    let differs = *before != members || *homes.presence.shards() != *shards;
+    {
+        let mut alive = lock(&homes.presence.alive);
+        alive.registered = registered;
+        alive.members = Arc::new(members);
+        alive.shards = shards;
+    }
+    if differs {
+        homes.wake_fan_outs();
+    }
+    lost
+}
+
+fn gateways(
+    homes: &Homes,
+    registered: &Members,
+    before: &Members,
+) -> (BTreeMap<u64, Member>, Arc<[ShardId]>) {
+    let mut gateways = registered.gateways.clone();
+    let mut shards = Vec::new();
+    for (gateway, member) in &registered.gateways {
+        if let MemberKind::Gateway { shards: count } = member.kind {
+            shards.extend((0..count).map(|shard| ShardId { gateway: *gateway, shard }));
+        }
+    }
+    for link in homes.links.all() {
+        if !shards.contains(&link.shard) {
+            shards.push(link.shard);
+        }
+        if let Some(member) = before.gateways.get(&link.shard.gateway) {
+            gateways.entry(link.shard.gateway).or_insert_with(|| member.clone());
+        }
+    }
+    (gateways, shards.into())
+}
+
+async fn answers(member: &Member) -> bool {
+    match &member.kind {
+        MemberKind::Router { link, .. } => net::connect(link, PROBE_LIMIT).await.is_ok(),
+        MemberKind::Gateway { .. } => false,
+    }
+}
+
+/// The view that a shard must have synced for its absent clients to be absent.
+pub fn view(homes: &Homes) -> u64 {
+    rendezvous::view(homes.presence.members().routers.keys().copied())
+}

@@ -1,0 +1,200 @@
+//! Starts a router and stops it: listeners first, so that a taken port is told before anything is registered; then the
+//! membership; at the end the way back.
+
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+
+use penstock_common::{
+    admin::announce,
+    clock::Seams,
+    net::{self, TcpListener},
+    registry::{Member, MemberKind, Registry, RegistryError},
+    store::Store,
+};
+use penstock_proto::link::{Leaving, control_down};
+use tokio::{sync::watch, task::JoinHandle, time::Instant};
+use tokio_stream::wrappers::TcpListenerStream;
+use tokio_util::sync::CancellationToken;
+use tonic::{service::Routes, transport::Server};
+use tracing::error;
+
+use crate::{
+    config::RouterConfig,
+    doors::{Doors, DoorsError},
+    homes::Homes,
+    metrics::Metrics,
+    presence,
+    relay::{CONNECTION_WINDOW, STREAM_WINDOW},
+};
+
+/// HTTP/2 pings on links: they find a cut connection that heartbeats would find later.
+const KEEP_ALIVE: Duration = Duration::from_secs(5);
+/// Between two looks at whether shards have moved their lanes away.
+const DRAIN_STEP: Duration = Duration::from_millis(50);
+
+/// A router that could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// A port is taken, or the address is not this machine's.
+    #[error("cannot listen for {what} on {address}: {error}; give another address with --{flag}")]
+    Listen {
+        /// What for.
+        what: &'static str,
+        /// Where.
+        address: SocketAddr,
+        /// Flag that sets it.
+        flag: &'static str,
+        /// Why.
+        error: io::Error,
+    },
+    /// The services could not be made.
+    #[error(transparent)]
+    Doors(#[from] DoorsError),
+    /// Registering failed.
+    #[error("cannot register with the registry: {0}")]
+    Registry(#[from] RegistryError),
+}
+
+/// A router at work.
+pub struct RunningRouter {
+    homes: Arc<Homes>,
+    link: SocketAddr,
+    grpc: SocketAddr,
+    stop_links: CancellationToken,
+    stop_doors: CancellationToken,
+    serving: Vec<JoinHandle<()>>,
+    ready: watch::Sender<bool>,
+}
+
+/// Starts routers.
+pub struct Router;
+
+impl Router {
+    /// Binds, registers and serves. The caller owns the store and the registry.
+    pub async fn start(
+        config: RouterConfig,
+        registry: Arc<dyn Registry>,
+        store: Arc<dyn Store>,
+        seams: Seams,
+        metrics: &mut prometheus_client::registry::Registry,
+    ) -> Result<RunningRouter, StartError> {
+        let (link, link_address) = bind("links", "link-listen", config.link_listen)?;
+        let (grpc, grpc_address) = bind("the gRPC door", "grpc-listen", config.grpc_listen)?;
+        let incarnation = seams.number();
+        let member = Member {
+            incarnation,
+            node_id: config.node_id.clone(),
+            kind: MemberKind::Router {
+                link: config.link_advertise.clone().unwrap_or_else(|| link_address.to_string()),
+                grpc: config.grpc_advertise.clone().unwrap_or_else(|| grpc_address.to_string()),
+            },
+        };
+        let metrics = Metrics::new(metrics);
+        let (homes, took_over) = Homes::new(config, incarnation, store, registry, seams, metrics);
+        let doors = Doors::new(&homes, took_over)?;
+        let (stop_links, stop_doors) = (CancellationToken::new(), CancellationToken::new());
+        let serving = vec![
+            serve(doors.inside(&homes), link, stop_links.clone()),
+            serve(doors.outside(), grpc, stop_doors.clone()),
+            tokio::spawn(presence::follow(Arc::clone(&homes), stop_links.clone())),
+        ];
+        homes.registry.join(member).await?;
+        announce("link", link_address);
+        announce("grpc", grpc_address);
+        let ready = watch::Sender::new(true);
+        Ok(RunningRouter {
+            homes,
+            link: link_address,
+            grpc: grpc_address,
+            stop_links,
+            stop_doors,
+            serving,
+            ready,
+        })
+    }
+}
+
+fn bind(
+    what: &'static str,
+    flag: &'static str,
+    address: SocketAddr,
+) -> Result<(TcpListener, SocketAddr), StartError> {
+    let wrong = |error| StartError::Listen { what, address, flag, error };
+    let listener = net::listen(address, false).map_err(wrong)?;
+    let bound = listener.local_addr().map_err(wrong)?;
+    Ok((listener, bound))
+}
+
+fn serve(routes: Routes, listener: TcpListener, stop: CancellationToken) -> JoinHandle<()> {
+    let server = Server::builder()
+        .tcp_nodelay(true)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .http2_keepalive_interval(Some(KEEP_ALIVE))
+        .http2_keepalive_timeout(Some(KEEP_ALIVE))
+        .add_routes(routes);
+    tokio::spawn(async move {
+        let incoming = TcpListenerStream::new(listener);
+        let stopped = async move { stop.cancelled().await };
+        // Streams that are open do not end by themselves: the caller closes links and doors before.
+        if let Err(failed) = server.serve_with_incoming_shutdown(incoming, stopped).await {
+            error!(error = %failed, "a listener ended");
+        }
+    })
+}
+
+impl RunningRouter {
+    /// This life of the router.
+    pub fn incarnation(&self) -> u64 {
+        self.homes.incarnation
+    }
+
+    /// Where links are accepted.
+    pub fn link_address(&self) -> SocketAddr {
+        self.link
+    }
+
+    /// Where the gRPC door is.
+    pub fn grpc_address(&self) -> SocketAddr {
+        self.grpc
+    }
+
+    /// True while it serves and does not drain.
+    pub fn ready(&self) -> watch::Receiver<bool> {
+        self.ready.subscribe()
+    }
+
+    /// Stops in order: leaves the registry, tells the shards to move their lanes, waits for them until the deadline, closes the doors, commits
+    /// what is open, closes the links.
+    pub async fn drain(self, deadline: Duration) {
+        self.ready.send_replace(false);
+        let until = Instant::now() + deadline;
+        self.homes.registry.leave().await;
+        for link in self.homes.links.all() {
+            link.tell(control_down::Kind::Leaving(Leaving {}));
+        }
+        while Instant::now() < until && self.homes.links.all().iter().any(|link| link.lanes() > 0) {
+            tokio::time::sleep(DRAIN_STEP).await;
+        }
+        self.stop_now().await;
+    }
+
+    /// Ends at once.
+    pub async fn stop_now(self) {
+        self.ready.send_replace(false);
+        self.stop_doors.cancel();
+        for home in self.homes.all(None) {
+            home.lose("the router stops");
+        }
+        for link in self.homes.links.all() {
+            self.homes.link_closed(&link);
+        }
+        self.stop_links.cancel();
+        for task in &self.serving {
+            task.abort();
+        }
+        for task in self.serving {
+            // Aborted, as asked.
+            let _ = task.await;
+        }
+    }
+}

@@ -1,0 +1,92 @@
+//! A real Redis with its append-only file on.
+
+use tempfile::TempDir;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    process::Command,
+};
+
+use crate::{child::Child, ports, program::START, wait::eventually};
+
+/// Redis on a free port, in a directory of its own.
+pub struct Redis {
+    directory: TempDir,
+    port: u16,
+    settings: Vec<String>,
+    child: Child,
+}
+
+impl Redis {
+    /// With `appendonly yes`, `appendfsync everysec`, `noeviction`.
+    pub async fn start() -> Self {
+        Self::with(&["--appendonly", "yes", "--appendfsync", "everysec", "--maxmemory-policy", "noeviction"])
+            .await
+    }
+
+    /// With settings of the test's own.
+    pub async fn with(settings: &[&str]) -> Self {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let port = ports::free();
+        let settings: Vec<String> = settings.iter().map(|setting| (*setting).to_owned()).collect();
+        let child = Child::start("redis-server", command(&directory, port, &settings));
+        let mut redis = Self { directory, port, settings, child };
+        redis.answering().await;
+        redis
+    }
+
+    /// `redis://127.0.0.1:PORT`.
+    pub fn url(&self) -> String {
+        format!("redis://127.0.0.1:{}", self.port)
+    }
+
+    /// SIGTERM: Redis syncs its append-only file and ends.
+    pub async fn terminate(&mut self) {
+        self.child.terminate();
+        self.child.exit(START).await;
+    }
+
+    /// SIGKILL. What was written in the last second may be gone with the page cache of a machine that fails, but not with
+    /// the process.
+    pub async fn kill(&mut self) {
+        self.child.kill().await;
+    }
+
+    /// The same data on the same port again.
+    pub async fn restart(&mut self) {
+        self.child = Child::start("redis-server", command(&self.directory, self.port, &self.settings));
+        self.answering().await;
+    }
+
+    /// SIGSTOP.
+    pub fn pause(&self) {
+        self.child.pause();
+    }
+
+    /// SIGCONT.
+    pub fn wake(&self) {
+        self.child.wake();
+    }
+
+    async fn answering(&mut self) {
+        let (port, child) = (self.port, &mut self.child);
+        eventually("Redis answers", START, || {
+            assert!(child.ended().is_none(), "Redis ended; {}", child.tail());
+            async move {
+                let mut stream = TcpStream::connect(("127.0.0.1", port)).await.ok()?;
+                stream.write_all(b"PING\r\n").await.ok()?;
+                let mut answer = [0; 5];
+                stream.read_exact(&mut answer).await.ok()?;
+                (answer == *b"+PONG").then_some(())
+            }
+        })
+        .await;
+    }
+}
+
+fn command(directory: &TempDir, port: u16, settings: &[String]) -> Command {
+    let mut command = Command::new("redis-server");
+    command.args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", ""]);
+    command.arg("--dir").arg(directory.path()).args(settings);
+    command
+}
