@@ -50,6 +50,9 @@ impl Seams {
 }
 
 fn system_millis() -> UnixMillis {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    // The one place where the wall clock is read.
+    #[allow(clippy::disallowed_methods)]
+    let now = SystemTime::now();
+    let since = now.duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }

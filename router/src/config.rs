@@ -2,6 +2,8 @@
 
 use std::net::SocketAddr;
 
+use penstock_common::secret::Secret;
+
 /// Settings with sane defaults.
 #[derive(Clone)]
 pub struct RouterConfig {
@@ -16,7 +18,9 @@ pub struct RouterConfig {
     /// host:port under which others reach the gRPC door; None: the listener's own address.
     pub grpc_advertise: Option<String>,
     /// Shared by all gateways and routers; None only when all of the inside is on loopback.
-    pub cluster_secret: Option<std::sync::Arc<str>>,
+    pub cluster_secret: Option<Secret>,
+    /// Take passwords at the gRPC door without TLS also off loopback.
+    pub plain_passwords: bool,
     /// Between two heartbeats of a link, milliseconds.
     pub heartbeat_ms: u32,
     /// A link on which nothing came for so long is closed, milliseconds; below two thirds of the registry's lease TTL.
@@ -37,6 +41,7 @@ impl Default for RouterConfig {
             link_advertise: None,
             grpc_advertise: None,
             cluster_secret: None,
+            plain_passwords: false,
             heartbeat_ms: 1_000,
             silence_ms: 4_000,
             ingest_bytes: 256 << 20,

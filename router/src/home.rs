@@ -17,6 +17,7 @@ use penstock_common::{
     name::PartitionKey,
     position::{EntryId, Term},
     store::{AppendError, CommitError, CursorChange, Entry, Keep, StoreError, StoredEntry, Took, Totals},
+    telemetry::batch_span,
 };
 use penstock_proto::link::{LaneLost, Owner, Settle, data_down};
 use tokio::{
@@ -24,7 +25,7 @@ use tokio::{
     time::Instant,
 };
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::{Instrument, info, warn};
 
 use crate::{
     fan::{Fan, ShardId},
@@ -369,7 +370,9 @@ impl Home {
         let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(1));
         loop {
             let started = Instant::now();
-            match self.homes.store.append(&self.key, self.term(), &entry).await {
+            let span = batch_span("append");
+            span.record("records", entry.count).record("bytes", entry.records.len());
+            match self.homes.store.append(&self.key, self.term(), &entry).instrument(span).await {
                 Ok(id) => {
                     self.homes.metrics.appended(started.elapsed(), &entry);
                     return self.stored(flight, entry, id);

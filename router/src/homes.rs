@@ -171,7 +171,9 @@ impl Homes {
 
     /// A link is closed: everything that knew it lets go, and what it has not taken waits for its shard.
     pub fn link_closed(&self, link: &Arc<Link>) {
-        link.shut();
+        if !link.shut() {
+            return;
+        }
         for home in self.all(None) {
             home.link_closed(link);
         }

@@ -12,6 +12,7 @@
 pub mod batch;
 pub mod config;
 pub mod control;
+pub mod doors;
 pub mod fan;
 pub mod fanout;
 pub mod home;
@@ -30,5 +31,8 @@ pub mod relay;
 pub mod route;
 pub mod secret;
 pub mod server;
+pub mod serving;
+pub mod settings;
 pub mod stale;
+pub mod start;
 pub mod tail;

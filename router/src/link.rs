@@ -97,6 +97,7 @@ pub struct Link {
     /// Bytes of records that came and are not settled.
     unsettled: AtomicU64,
     data_open: AtomicBool,
+    shut: AtomicBool,
 }
 
 impl fmt::Debug for Link {
@@ -145,6 +146,7 @@ impl Link {
             next_id: AtomicU64::new(1),
             unsettled: AtomicU64::new(0),
             data_open: AtomicBool::new(false),
+            shut: AtomicBool::new(false),
         }
     }
 
@@ -334,22 +336,19 @@ impl Link {
         lock(&self.lanes).len()
     }
 
-    /// Ends everything; returns the homes that knew the link.
-    pub fn shut(&self) -> Vec<Arc<Home>> {
+    /// Ends everything; false when that was done before.
+    pub fn shut(&self) -> bool {
         self.closed.cancel();
+        if self.shut.swap(true, Ordering::AcqRel) {
+            return false;
+        }
         self.data.close();
         lock(&self.pushes).clear();
         lock(&self.kicks).clear();
-        let untaken = std::mem::take(&mut *lock(&self.deliveries)).untaken;
-        let mut homes: Vec<Arc<Home>> = untaken.into_iter().map(|untaken| untaken.home).collect();
-        for (_, slot) in lock(&self.lanes).drain() {
-            if let LaneSlot::Open(home) = slot {
-                homes.push(home);
-            }
-        }
-        homes.sort_by_key(Arc::as_ptr);
-        homes.dedup_by_key(|home| Arc::as_ptr(home));
-        homes
+        // Homes and links name each other: both let go.
+        *lock(&self.deliveries) = Deliveries::default();
+        lock(&self.lanes).clear();
+        true
     }
 }
 

@@ -57,6 +57,11 @@ impl Presence {
             || alive.registered.routers.contains_key(&incarnation)
     }
 
+    /// Members that the registry names now.
+    pub fn registered(&self) -> Arc<Members> {
+        Arc::clone(&lock(&self.alive).registered)
+    }
+
     /// A link came or went.
     pub fn changed(&self) {
         self.changed.notify_one();

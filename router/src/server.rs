@@ -51,7 +51,7 @@ impl LinkServer {
     }
 
     fn admit(&self, metadata: &MetadataMap) -> Result<Named, Status> {
-        secret::check(self.homes.config.cluster_secret.as_deref(), metadata)?;
+        secret::check(self.homes.config.cluster_secret.as_ref(), metadata)?;
         let named = named(metadata)?;
         let via = named.via.filter(|via| *via != self.homes.incarnation);
         Ok(Named { via, ..named })

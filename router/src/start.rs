@@ -4,26 +4,26 @@
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use penstock_common::{
+    admin::announce,
     clock::Seams,
     net::{self, TcpListener},
     registry::{Member, MemberKind, Registry, RegistryError},
     store::Store,
 };
-use penstock_proto::link::{Leaving, control_down, link_server};
+use penstock_proto::link::{Leaving, control_down};
 use tokio::{sync::watch, task::JoinHandle, time::Instant};
 use tokio_stream::wrappers::TcpListenerStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{service::Routes, transport::Server};
-use tracing::{error, info};
+use tracing::error;
 
 use crate::{
     config::RouterConfig,
-    control::Authenticator,
+    doors::{Doors, DoorsError},
     homes::Homes,
     metrics::Metrics,
     presence,
-    relay::{CONNECTION_WINDOW, MESSAGE_MOST, STREAM_WINDOW},
-    server::LinkServer,
+    relay::{CONNECTION_WINDOW, STREAM_WINDOW},
 };
 
 /// HTTP/2 pings on links: they find a cut connection that heartbeats would find later.
@@ -46,6 +46,9 @@ pub enum StartError {
         /// Why.
         error: io::Error,
     },
+    /// The services could not be made.
+    #[error(transparent)]
+    Doors(#[from] DoorsError),
     /// Registering failed.
     #[error("cannot register with the registry: {0}")]
     Registry(#[from] RegistryError),
@@ -87,23 +90,34 @@ impl Router {
         };
         let metrics = Metrics::new(metrics);
         let (homes, took_over) = Homes::new(config, incarnation, store, registry, seams, metrics);
-        let doors = Doors::new(&homes, took_over);
+        let doors = Doors::new(&homes, took_over)?;
         let (stop_links, stop_doors) = (CancellationToken::new(), CancellationToken::new());
-        let links = doors.inside(&homes);
         let serving = vec![
-            serve(links, link, stop_links.clone()),
+            serve(doors.inside(&homes), link, stop_links.clone()),
             serve(doors.outside(), grpc, stop_doors.clone()),
             tokio::spawn(presence::follow(Arc::clone(&homes), stop_links.clone())),
         ];
         homes.registry.join(member).await?;
-        info!(listener = "link", address = %link_address, "listening");
-        info!(listener = "grpc", address = %grpc_address, "listening");
+        announce("link", link_address);
+        announce("grpc", grpc_address);
         let ready = watch::Sender::new(true);
-        Ok(RunningRouter { homes, link: link_address, grpc: grpc_address, stop_links, stop_doors, serving, ready })
+        Ok(RunningRouter {
+            homes,
+            link: link_address,
+            grpc: grpc_address,
+            stop_links,
+            stop_doors,
+            serving,
+            ready,
+        })
     }
 }
 
-fn bind(what: &'static str, flag: &'static str, address: SocketAddr) -> Result<(TcpListener, SocketAddr), StartError> {
+fn bind(
+    what: &'static str,
+    flag: &'static str,
+    address: SocketAddr,
+) -> Result<(TcpListener, SocketAddr), StartError> {
     let wrong = |error| StartError::Listen { what, address, flag, error };
     let listener = net::listen(address, false).map_err(wrong)?;
     let bound = listener.local_addr().map_err(wrong)?;

@@ -42,7 +42,9 @@ impl World {
         let any = "127.0.0.1:0".parse().unwrap();
         let config = RouterConfig { link_listen: any, grpc_listen: any, ..RouterConfig::default() };
         let mut metrics = prometheus_client::registry::Registry::default();
-        Router::start(config, self.registry.clone(), self.store.clone(), Seams::real(), &mut metrics).await.unwrap()
+        Router::start(config, self.registry.clone(), self.store.clone(), Seams::real(), &mut metrics)
+            .await
+            .unwrap()
     }
 
     /// Topics of everything stored.
@@ -131,13 +133,17 @@ async fn subscribers_get_what_is_stored_after_their_interest_was_confirmed() {
     let mut publisher = Shard::link(router.link_address(), 1, 1).await;
     publisher.interest(1, &[]).await;
     let mut subscriber = Shard::link(router.link_address(), 2, 1).await;
+    subscriber.interest(1, &[]).await;
     publisher.open(1, &[("c", 1)]).await;
     publisher.append(1, "c", &Numbered::new(1, &["early/1"]), false).await;
     publisher.settled().await;
-    subscriber.interest(1, &["up/#", "+/1"]).await;
+    subscriber.interest(2, &["up/#", "+/1"]).await;
     publisher.append(1, "c", &Numbered::new(2, &["up/1", "down/2", "up/3"]), false).await;
     let deliver = subscriber.delivered().await;
-    assert_eq!((topics(&deliver.records), deliver.repeat), (vec!["up/1".to_owned(), "up/3".to_owned()], false));
+    assert_eq!(
+        (topics(&deliver.records), deliver.repeat),
+        (vec!["up/1".to_owned(), "up/3".to_owned()], false)
+    );
     let before = world.fan_cursor().await.unwrap();
     assert!(before < EntryId::new(deliver.term, deliver.sequence), "the cursor waits for the shard");
     subscriber.take(&deliver).await;
@@ -185,6 +191,9 @@ async fn a_shard_that_was_cut_off_gets_what_it_missed() {
         again
     };
     publisher.append(1, "c", &Numbered::new(2, &["b"]), false).await;
+    for _ in 0..2 {
+        publisher.settled().await;
+    }
     subscriber.interest(1, &["#"]).await;
     let mut seen = Vec::new();
     while seen.len() < 2 {

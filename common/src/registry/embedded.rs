@@ -1,21 +1,23 @@
-//! The registry inside one process. Members and ownerships live as long as the process; tenants and groups are in
-//! `definitions.json`, written whole and synced before a change is answered.
+//! The registry inside one process: members and owners in memory, tenants and groups in a file. It always answers, so
+//! nothing is ever provisional for long and no registration is ever lost.
+//!
+//! Epochs grow over restarts as long as the wall clock does: they start at the time of the start.
+
+mod definitions_file;
 
 use std::{
-    collections::{BTreeMap, HashMap},
-    fs::{self, File},
-    io::{self, Write},
+    collections::{HashMap, hash_map::Entry},
+    io,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use async_trait::async_trait;
-use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, watch};
 
 use super::{
-    Claim, ClaimError, Definitions, Group, Limits, Member, MemberKind, Members, Owner, OwnershipEvent, Registry,
-    RegistryError, Tenant, TenantDefinition,
+    Claim, ClaimError, Definitions, Group, Limits, Member, MemberKind, Members, Owner, OwnershipEvent,
+    Registry, RegistryError, Tenant, TenantDefinition,
 };
 use crate::{
     clock::Seams,
@@ -23,160 +25,171 @@ use crate::{
     name::{ClientKey, TenantName},
 };
 
-const FILE: &str = "definitions.json";
-/// Events that may wait for the gateway of this process; `adopt` is only used while a registry does not answer, which this
-/// one always does.
-const EVENTS: usize = 1_024;
+/// Room for 2^10 epochs a millisecond: while claims come slower, a restart begins above all earlier ones.
+const EPOCH_BITS_PER_MS: u32 = 10;
+/// Events that may wait to be taken.
+const EVENTS_MAX: usize = 1_024;
 
-/// The directory could not be used.
+/// The registry can't be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
-    /// Reading or writing failed.
-    #[error("cannot use {path}: {error}", path = path.display())]
+    /// The file or its directory can't be read or written.
+    #[error("{}: {error}", path.display())]
     Io {
-        /// Which file.
+        /// Which.
         path: PathBuf,
         /// Why.
         error: io::Error,
     },
-    /// It holds something else.
-    #[error("{path} is damaged ({error}); restore it from a copy, or move it away to begin without tenants",
-        path = path.display())]
-    Damaged {
-        /// Which file.
+    /// The file is there and makes no sense.
+    #[error("{} is corrupt ({reason}): restore it, or move it away to start without tenants", path.display())]
+    Corrupt {
+        /// Which.
         path: PathBuf,
-        /// Where.
-        error: serde_json::Error,
+        /// Why.
+        reason: String,
     },
 }
 
-/// See the module.
+#[derive(Clone, Copy)]
+struct Held {
+    owner: Owner,
+    epoch: Epoch,
+    /// The provisional epoch that it was adopted under, or its own.
+    since: Epoch,
+}
+
+#[derive(Default)]
+struct Owners {
+    last: u64,
+    held: HashMap<ClientKey, Held>,
+}
+
+impl Owners {
+    fn put(&mut self, client: ClientKey, owner: Owner, since: Option<Epoch>) -> (Epoch, Option<Held>) {
+        self.last += 1;
+        let epoch = Epoch::real(self.last);
+        let held = Held { owner, epoch, since: since.unwrap_or(epoch) };
+        (epoch, self.held.insert(client, held))
+    }
+}
+
+/// The registry of `penstock`, the standalone program.
 pub struct EmbeddedRegistry {
-    path: Option<PathBuf>,
-    inner: Mutex<Inner>,
+    dir: Option<PathBuf>,
+    owners: Mutex<Owners>,
+    /// Held while definitions change, so that changes follow each other.
+    changes: Arc<tokio::sync::Mutex<()>>,
     members: watch::Sender<Arc<Members>>,
-    definitions: watch::Sender<Arc<Definitions>>,
+    definitions: Arc<watch::Sender<Arc<Definitions>>>,
     healthy: watch::Sender<bool>,
     events: mpsc::Sender<OwnershipEvent>,
-    events_out: Mutex<Option<mpsc::Receiver<OwnershipEvent>>>,
-}
-
-struct Inner {
-    owners: HashMap<ClientKey, (Owner, Epoch)>,
-    /// Grows with every claim, also across restarts.
-    revision: u64,
-    written: Written,
-}
-
-/// What the file holds.
-#[derive(Default, Clone, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Written {
-    tenants: BTreeMap<String, WrittenTenant>,
-}
-
-#[derive(Clone, Serialize, Deserialize)]
-struct WrittenTenant {
-    tenant: Tenant,
-    groups: BTreeMap<String, Group>,
+    listener: Mutex<Option<mpsc::Receiver<OwnershipEvent>>>,
 }
 
 impl EmbeddedRegistry {
-    /// Opens the definitions in a directory; without one nothing survives the process.
+    /// Opens it. Without a directory nothing outlives the process. The directory is made when it isn't there.
     pub fn open(dir: Option<&Path>, seams: Seams) -> Result<Arc<Self>, OpenError> {
-        let path = dir.map(|dir| dir.join(FILE));
-        let written = path.as_deref().map_or_else(|| Ok(Written::default()), read)?;
-        let (events, events_out) = mpsc::channel(EVENTS);
-        let snapshot = Arc::new(snapshot(&written));
-        let inner = Inner { owners: HashMap::new(), revision: seams.now_ms() << 10, written };
+        let definitions = match dir {
+            None => Definitions::default(),
+            Some(dir) => {
+                std::fs::create_dir_all(dir)
+                    .map_err(|error| OpenError::Io { path: dir.to_path_buf(), error })?;
+                definitions_file::load(dir)?
+            }
+        };
+        let (events, listener) = mpsc::channel(EVENTS_MAX);
+        let owners = Owners { last: seams.now_ms() << EPOCH_BITS_PER_MS, held: HashMap::new() };
         Ok(Arc::new(Self {
-            path,
-            inner: Mutex::new(inner),
+            dir: dir.map(Path::to_path_buf),
+            owners: Mutex::new(owners),
+            changes: Arc::default(),
             members: watch::Sender::new(Arc::default()),
-            definitions: watch::Sender::new(snapshot),
+            definitions: Arc::new(watch::Sender::new(Arc::new(definitions))),
             healthy: watch::Sender::new(true),
             events,
-            events_out: Mutex::new(Some(events_out)),
+            listener: Mutex::new(Some(listener)),
         }))
     }
 
-    fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    fn owners(&self) -> MutexGuard<'_, Owners> {
+        self.owners.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Changes the definitions: written and synced first, then seen.
-    fn change<T>(&self, edit: impl FnOnce(&mut Written) -> Result<T, RegistryError>) -> Result<T, RegistryError> {
-        let mut inner = self.lock();
-        let mut next = inner.written.clone();
-        let answer = edit(&mut next)?;
-        if let Some(path) = &self.path {
-            write(path, &next)
-                .map_err(|error| RegistryError::Unavailable(format!("cannot write {}: {error}", path.display())))?;
+    fn tell(&self, event: OwnershipEvent) {
+        if self.listener.lock().unwrap_or_else(PoisonError::into_inner).is_some() {
+            return;
         }
-        self.definitions.send_replace(Arc::new(snapshot(&next)));
-        inner.written = next;
-        Ok(answer)
+        if let Err(mpsc::error::TrySendError::Full(event)) = self.events.try_send(event) {
+            let events = self.events.clone();
+            // One waiting event an adoption; who adopts also listens.
+            tokio::spawn(async move { events.send(event).await });
+        }
     }
 
-    fn change_tenant<T>(
+    /// Changes the definitions: on disk first, then in the snapshot. Both happen also when nobody waits any more.
+    async fn change<T: Send + 'static>(
+        &self,
+        change: impl FnOnce(&mut Definitions) -> Result<T, RegistryError> + Send,
+    ) -> Result<T, RegistryError> {
+        let one = self.changes.clone().lock_owned().await;
+        let mut definitions = Definitions::clone(&self.definitions.borrow());
+        let value = change(&mut definitions)?;
+        let (dir, shown) = (self.dir.clone(), self.definitions.clone());
+        let save = move || {
+            let _one = one;
+            if let Some(dir) = dir {
+                definitions_file::save(&dir, &definitions)?;
+            }
+            shown.send_replace(Arc::new(definitions));
+            io::Result::Ok(())
+        };
+        let saved = tokio::task::spawn_blocking(save).await.map_err(io::Error::other).flatten();
+        let failed = |error| RegistryError::Unavailable(format!("definitions can't be written: {error}"));
+        saved.map(|()| value).map_err(failed)
+    }
+
+    async fn change_tenant<T: Send + 'static>(
         &self,
         name: &TenantName,
-        edit: impl FnOnce(&mut WrittenTenant) -> Result<T, RegistryError>,
+        change: impl FnOnce(&mut TenantDefinition) -> Result<T, RegistryError> + Send,
     ) -> Result<T, RegistryError> {
-        self.change(|written| {
-            let tenant = written.tenants.get_mut(name.as_str());
-            edit(tenant.ok_or_else(|| RegistryError::Missing(format!("tenant {name}")))?)
+        self.change(|definitions| {
+            let missing = || RegistryError::Missing(format!("tenant {name}"));
+            change(Arc::make_mut(definitions.tenants.get_mut(name).ok_or_else(missing)?))
         })
+        .await
     }
 }
 
-fn read(path: &Path) -> Result<Written, OpenError> {
-    match fs::read(path) {
-        Ok(bytes) => serde_json::from_slice(&bytes)
-            .map_err(|error| OpenError::Damaged { path: path.to_owned(), error }),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Written::default()),
-        Err(error) => Err(OpenError::Io { path: path.to_owned(), error }),
-    }
-}
-
-fn write(path: &Path, written: &Written) -> io::Result<()> {
-    let text = serde_json::to_vec_pretty(written)?;
-    let next = path.with_extension("json.next");
-    let mut file = File::create(&next)?;
-    file.write_all(&text)?;
-    file.sync_all()?;
-    fs::rename(&next, path)?;
-    path.parent().map_or(Ok(()), |dir| File::open(dir)?.sync_all())
-}
-
-fn snapshot(written: &Written) -> Definitions {
-    let define = |(name, own): (&String, &WrittenTenant)| {
-        let name = TenantName::new(name).ok()?;
-        let groups = own.groups.iter().map(|(name, group)| (name.clone(), Arc::new(group.clone()))).collect();
-        let definition = TenantDefinition { name: name.clone(), tenant: own.tenant.clone(), groups };
-        Some((name, Arc::new(definition)))
-    };
-    Definitions { tenants: written.tenants.iter().filter_map(define).collect() }
+fn no_group(name: &str) -> RegistryError {
+    RegistryError::Missing(format!("group {name}"))
 }
 
 #[async_trait]
 impl Registry for EmbeddedRegistry {
     async fn join(&self, member: Member) -> Result<(), RegistryError> {
-        self.members.send_modify(|members| {
+        let mut outcome = Ok(());
+        self.members.send_if_modified(|members| {
             let mut next = Members::clone(members);
-            let kind = match member.kind {
+            let map = match member.kind {
                 MemberKind::Gateway { .. } => &mut next.gateways,
                 MemberKind::Router { .. } => &mut next.routers,
             };
-            kind.insert(member.incarnation, member);
+            if map.contains_key(&member.incarnation) {
+                outcome = Err(RegistryError::Exists(format!("member {}", member.incarnation)));
+                return false;
+            }
+            map.insert(member.incarnation, member.clone());
             *members = Arc::new(next);
+            true
         });
-        Ok(())
+        outcome
     }
 
     async fn leave(&self) {
-        self.lock().owners.clear();
         self.members.send_replace(Arc::default());
+        self.owners().held.clear();
     }
 
     fn members(&self) -> watch::Receiver<Arc<Members>> {
@@ -184,45 +197,38 @@ impl Registry for EmbeddedRegistry {
     }
 
     async fn claim(&self, client: ClientKey, owner: Owner) -> Result<Claim, ClaimError> {
-        let mut inner = self.lock();
-        inner.revision += 1;
-        let epoch = Epoch::real(inner.revision);
-        let previous = inner.owners.insert(client, (owner, epoch));
-        Ok(Claim { epoch, previous })
+        let (epoch, previous) = self.owners().put(client, owner, None);
+        Ok(Claim { epoch, previous: previous.map(|held| (held.owner, held.epoch)) })
     }
 
     fn adopt(&self, client: ClientKey, owner: Owner, provisional: Epoch, superseded: Option<Epoch>) {
-        let mut inner = self.lock();
-        let present = inner.owners.get(&client).map(|(_, epoch)| *epoch);
+        let mut owners = self.owners();
+        let present = owners.held.get(&client).map(|held| held.epoch);
+        let shard = owner.shard;
         let event = if present.is_none() || present == superseded {
-            inner.revision += 1;
-            let new = Epoch::real(inner.revision);
-            inner.owners.insert(client.clone(), (owner, new));
-            OwnershipEvent::Renewed { shard: owner.shard, client, old: provisional, new }
+            let (new, _) = owners.put(client.clone(), owner, Some(provisional));
+            OwnershipEvent::Renewed { shard, client, old: provisional, new }
         } else {
-            OwnershipEvent::Superseded { shard: owner.shard, client, old: provisional }
+            OwnershipEvent::Superseded { shard, client, old: provisional }
         };
-        drop(inner);
-        let events = self.events.clone();
-        tokio::spawn(async move {
-            // Nobody listens any more: the process is ending.
-            let _ = events.send(event).await;
-        });
+        drop(owners);
+        self.tell(event);
     }
 
     fn release(&self, client: ClientKey, epoch: Epoch) {
-        let mut inner = self.lock();
-        if inner.owners.get(&client).is_some_and(|(_, own)| *own == epoch) {
-            inner.owners.remove(&client);
+        if let Entry::Occupied(held) = self.owners().held.entry(client)
+            && (held.get().since <= epoch && epoch <= held.get().epoch)
+        {
+            held.remove();
         }
     }
 
     fn ownership_events(&self) -> Option<mpsc::Receiver<OwnershipEvent>> {
-        self.events_out.lock().unwrap_or_else(PoisonError::into_inner).take()
+        self.listener.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
     async fn owner(&self, client: &ClientKey) -> Result<Option<(Owner, Epoch)>, RegistryError> {
-        Ok(self.lock().owners.get(client).copied())
+        Ok(self.owners().held.get(client).map(|held| (held.owner, held.epoch)))
     }
 
     fn definitions(&self) -> watch::Receiver<Arc<Definitions>> {
@@ -230,59 +236,64 @@ impl Registry for EmbeddedRegistry {
     }
 
     async fn create_tenant(&self, name: &TenantName, tenant: &Tenant) -> Result<(), RegistryError> {
-        self.change(|written| {
-            if written.tenants.contains_key(name.as_str()) {
+        let definition =
+            TenantDefinition { name: name.clone(), tenant: tenant.clone(), groups: Default::default() };
+        self.change(|definitions| {
+            if definitions.tenants.contains_key(name) {
                 return Err(RegistryError::Exists(format!("tenant {name}")));
             }
-            let tenant = WrittenTenant { tenant: tenant.clone(), groups: BTreeMap::new() };
-            written.tenants.insert(name.to_string(), tenant);
+            definitions.tenants.insert(name.clone(), Arc::new(definition));
             Ok(())
         })
+        .await
     }
 
     async fn set_limits(&self, name: &TenantName, limits: Limits) -> Result<Tenant, RegistryError> {
-        self.change_tenant(name, |own| {
-            own.tenant.limits = limits;
-            Ok(own.tenant.clone())
+        self.change_tenant(name, |definition| {
+            definition.tenant.limits = limits;
+            Ok(definition.tenant.clone())
         })
+        .await
     }
 
     async fn raise_users_version(&self, name: &TenantName) -> Result<(), RegistryError> {
-        self.change_tenant(name, |own| {
-            own.tenant.users_version += 1;
+        self.change_tenant(name, |definition| {
+            definition.tenant.users_version += 1;
             Ok(())
         })
+        .await
     }
 
     async fn delete_tenant(&self, name: &TenantName) -> Result<(), RegistryError> {
-        self.change(|written| {
-            let gone = written.tenants.remove(name.as_str());
-            gone.map(drop).ok_or_else(|| RegistryError::Missing(format!("tenant {name}")))
-        })
+        let missing = || RegistryError::Missing(format!("tenant {name}"));
+        self.change(|definitions| definitions.tenants.remove(name).map(drop).ok_or_else(missing)).await
     }
 
     async fn create_group(&self, tenant: &TenantName, group: &Group) -> Result<(), RegistryError> {
-        self.change_tenant(tenant, |own| {
-            if own.groups.contains_key(&group.name) {
+        self.change_tenant(tenant, |definition| {
+            if definition.groups.contains_key(&group.name) {
                 return Err(RegistryError::Exists(format!("group {}", group.name)));
             }
-            own.groups.insert(group.name.clone(), group.clone());
+            definition.groups.insert(group.name.clone(), Arc::new(group.clone()));
             Ok(())
         })
+        .await
     }
 
     async fn activate_group(&self, tenant: &TenantName, name: &str) -> Result<(), RegistryError> {
-        self.change_tenant(tenant, |own| {
-            let group = own.groups.get_mut(name).ok_or_else(|| RegistryError::Missing(format!("group {name}")))?;
-            group.active = true;
+        self.change_tenant(tenant, |definition| {
+            let group = definition.groups.get_mut(name).ok_or_else(|| no_group(name))?;
+            Arc::make_mut(group).active = true;
             Ok(())
         })
+        .await
     }
 
     async fn delete_group(&self, tenant: &TenantName, name: &str) -> Result<(), RegistryError> {
-        self.change_tenant(tenant, |own| {
-            own.groups.remove(name).map(drop).ok_or_else(|| RegistryError::Missing(format!("group {name}")))
+        self.change_tenant(tenant, |definition| {
+            definition.groups.remove(name).map(drop).ok_or_else(|| no_group(name))
         })
+        .await
     }
 
     fn healthy(&self) -> watch::Receiver<bool> {
@@ -290,6 +301,9 @@ impl Registry for EmbeddedRegistry {
     }
 
     fn describe(&self) -> String {
-        "embedded".to_owned()
+        match &self.dir {
+            Some(dir) => format!("embedded {}", dir.display()),
+            None => "embedded, in memory".to_owned(),
+        }
     }
 }

@@ -17,7 +17,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 pub use config::{OpenError, RedisConfig};
-use connection::Link;
+use connection::Server;
 use tokio::sync::watch;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
@@ -32,7 +32,7 @@ use crate::{
 
 /// Partitions and users in Redis.
 pub struct RedisStore {
-    link: Arc<Link>,
+    server: Arc<Server>,
     /// Ends the task that keeps the connection.
     _stop: DropGuard,
 }
@@ -42,19 +42,19 @@ impl RedisStore {
     /// connected, checking each time, until `shutdown` or the last use of the store.
     pub async fn open(config: RedisConfig, shutdown: &CancellationToken) -> Result<Arc<Self>, OpenError> {
         let stop = shutdown.child_token();
-        let link = Link::open(config, stop.clone()).await?;
-        Ok(Arc::new(Self { link, _stop: stop.drop_guard() }))
+        let server = Server::open(config, stop.clone()).await?;
+        Ok(Arc::new(Self { server, _stop: stop.drop_guard() }))
     }
 }
 
 #[async_trait]
 impl Store for RedisStore {
     async fn take(&self, partition: &PartitionKey, holder: u64) -> Result<Took, StoreError> {
-        log::take(&self.link, partition, holder).await
+        log::take(&self.server, partition, holder).await
     }
 
     async fn holder(&self, partition: &PartitionKey) -> Result<Option<(Term, u64)>, StoreError> {
-        log::holder(&self.link, partition).await
+        log::holder(&self.server, partition).await
     }
 
     async fn append(
@@ -63,7 +63,7 @@ impl Store for RedisStore {
         term: Term,
         entry: &Entry,
     ) -> Result<EntryId, AppendError> {
-        log::append(&self.link, partition, term, entry).await
+        log::append(&self.server, partition, term, entry).await
     }
 
     async fn read(
@@ -73,15 +73,15 @@ impl Store for RedisStore {
         max_entries: usize,
         max_bytes: usize,
     ) -> Result<Vec<StoredEntry>, StoreError> {
-        log::read(&self.link, partition, after, max_entries, max_bytes).await
+        log::read(&self.server, partition, after, max_entries, max_bytes).await
     }
 
     async fn read_back(&self, partition: &PartitionKey, max_bytes: usize) -> Result<ReadBack, StoreError> {
-        log::read_back(&self.link, partition, max_bytes).await
+        log::read_back(&self.server, partition, max_bytes).await
     }
 
     async fn cursors(&self, partition: &PartitionKey) -> Result<Cursors, StoreError> {
-        cursors::cursors(&self.link, partition).await
+        cursors::cursors(&self.server, partition).await
     }
 
     async fn create_cursor(
@@ -90,11 +90,11 @@ impl Store for RedisStore {
         group: &str,
         start: CursorStart,
     ) -> Result<(), StoreError> {
-        cursors::create_cursor(&self.link, partition, group, start).await
+        cursors::create_cursor(&self.server, partition, group, start).await
     }
 
     async fn delete_cursor(&self, partition: &PartitionKey, group: &str) -> Result<(), StoreError> {
-        cursors::delete_cursor(&self.link, partition, group).await
+        cursors::delete_cursor(&self.server, partition, group).await
     }
 
     async fn commit(
@@ -103,38 +103,38 @@ impl Store for RedisStore {
         term: Term,
         changes: &[CursorChange],
     ) -> Result<(), CommitError> {
-        cursors::commit(&self.link, partition, term, changes).await
+        cursors::commit(&self.server, partition, term, changes).await
     }
 
     async fn trim(&self, partition: &PartitionKey, term: Term, keep: Keep) -> Result<Totals, CommitError> {
-        cursors::trim(&self.link, partition, term, keep).await
+        cursors::trim(&self.server, partition, term, keep).await
     }
 
     async fn put_user(&self, tenant: &TenantName, user: &User, create: bool) -> Result<bool, StoreError> {
-        users::put(&self.link, tenant, user, create).await
+        users::put(&self.server, tenant, user, create).await
     }
 
     async fn user(&self, tenant: &TenantName, name: &str) -> Result<Option<User>, StoreError> {
-        users::get(&self.link, tenant, name).await
+        users::get(&self.server, tenant, name).await
     }
 
     async fn users(&self, tenant: &TenantName) -> Result<Vec<User>, StoreError> {
-        users::all(&self.link, tenant).await
+        users::all(&self.server, tenant).await
     }
 
     async fn delete_user(&self, tenant: &TenantName, name: &str) -> Result<bool, StoreError> {
-        users::delete(&self.link, tenant, name).await
+        users::delete(&self.server, tenant, name).await
     }
 
     async fn delete_tenant(&self, tenant: &TenantName, partitions: u32) -> Result<(), StoreError> {
-        users::delete_tenant(&self.link, tenant, partitions).await
+        users::delete_tenant(&self.server, tenant, partitions).await
     }
 
     fn healthy(&self) -> watch::Receiver<bool> {
-        self.link.healthy()
+        self.server.healthy()
     }
 
     fn describe(&self) -> String {
-        format!("redis {}", self.link.describe())
+        format!("redis {}", self.server.describe())
     }
 }

@@ -5,8 +5,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use penstock_proto::{
     link::{
-        Append, ControlDown, ControlUp, DataDown, DataUp, Deliver, FilterChange, Hello, Interest, OpenLane, Owner, Settle,
-        Taken, control_down, control_up, data_down, data_up, link_client::LinkClient,
+        Append, ControlDown, ControlUp, DataDown, DataUp, Deliver, FilterChange, Hello, Interest, OpenLane,
+        Owner, Settle, Taken, control_down, control_up, data_down, data_up, link_client::LinkClient,
     },
     record::{Record, RecordBatch},
 };
@@ -18,7 +18,6 @@ use tonic::{Request, Streaming};
 const LIMIT: Duration = Duration::from_secs(10);
 
 pub struct Shard {
-    pub gateway: u64,
     control: mpsc::Sender<ControlUp>,
     data: mpsc::Sender<DataUp>,
     control_down: Streaming<ControlDown>,
@@ -68,8 +67,9 @@ impl Shard {
         let welcome = timeout(LIMIT, control_down.message()).await.unwrap().unwrap().unwrap();
         assert!(matches!(welcome.kind, Some(control_down::Kind::Welcome(_))));
         let (data, up) = mpsc::channel(100);
-        let data_down = client.data(request(ReceiverStream::new(up), gateway, link)).await.unwrap().into_inner();
-        Self { gateway, control, data, control_down, data_down, settles: Vec::new() }
+        let data_down =
+            client.data(request(ReceiverStream::new(up), gateway, link)).await.unwrap().into_inner();
+        Self { control, data, control_down, data_down, settles: Vec::new() }
     }
 
     pub async fn tell(&self, kind: control_up::Kind) {
@@ -107,9 +107,13 @@ impl Shard {
     }
 
     pub async fn ask_open(&mut self, lane: u32, owners: &[(&'static str, u64)]) {
-        let owner = |(client, epoch): &(&'static str, u64)| Owner { client: Bytes::from_static(client.as_bytes()), epoch: *epoch };
+        let owner = |(client, epoch): &(&'static str, u64)| Owner {
+            client: Bytes::from_static(client.as_bytes()),
+            epoch: *epoch,
+        };
         let owners = owners.iter().map(owner).collect();
-        self.tell(control_up::Kind::OpenLane(OpenLane { lane, tenant: "acme".into(), partition: 0, owners })).await;
+        self.tell(control_up::Kind::OpenLane(OpenLane { lane, tenant: "acme".into(), partition: 0, owners }))
+            .await;
     }
 
     pub async fn append(&self, lane: u32, client: &'static str, batch: &Numbered, resent: bool) {

@@ -63,24 +63,25 @@ struct Live {
     cut: CancellationToken,
 }
 
-/// The present connections, if any.
-pub(super) struct Link {
+/// Redis as seen from here: the present connections, if any.
+pub(super) struct Server {
     config: RedisConfig,
     client: Client,
     live: ArcSwapOption<Live>,
     healthy: watch::Sender<bool>,
 }
 
-impl Link {
+impl Server {
     /// Connects, checks, and keeps doing so in a task of the current runtime until `stop`.
     pub(super) async fn open(config: RedisConfig, stop: CancellationToken) -> Result<Arc<Self>, OpenError> {
         let client = client(&config.url)?;
-        let link = Self { config, client, live: ArcSwapOption::empty(), healthy: watch::Sender::new(false) };
-        let live = link.connect().await?;
-        let link = Arc::new(link);
-        link.present(&live);
-        tokio::spawn(Arc::clone(&link).keep(live, stop));
-        Ok(link)
+        let server =
+            Self { config, client, live: ArcSwapOption::empty(), healthy: watch::Sender::new(false) };
+        let live = server.connect().await?;
+        let server = Arc::new(server);
+        server.present(&live);
+        tokio::spawn(Arc::clone(&server).keep(live, stop));
+        Ok(server)
     }
 
     pub(super) fn healthy(&self) -> watch::Receiver<bool> {

@@ -4,7 +4,7 @@ use redis::Value;
 
 use super::{
     answers,
-    connection::{Link, Way},
+    connection::{Server, Way},
     keys::{Keys, decode, encode},
     scripts::{COMMIT_SCRIPT, CREATE_CURSOR_SCRIPT, CURSORS_SCRIPT, DELETE_CURSOR_SCRIPT, TRIM_SCRIPT},
 };
@@ -16,11 +16,11 @@ use crate::{
     },
 };
 
-pub(super) async fn cursors(link: &Link, partition: &PartitionKey) -> Result<Cursors, StoreError> {
+pub(super) async fn cursors(server: &Server, partition: &PartitionKey) -> Result<Cursors, StoreError> {
     let keys = Keys::new(partition);
     let mut script = CURSORS_SCRIPT.key(keys.fan());
     script.key(keys.groups()).arg(keys.cursor_prefix());
-    let mut values = answers::array(link.run(Way::Read, &script).await?)?.into_iter();
+    let mut values = answers::array(server.run(Way::Read, &script).await?)?.into_iter();
     let fan = match answers::text(values.next().unwrap_or(Value::Nil))?.as_str() {
         "" => None,
         id => Some(id.parse().map_err(|_| answers::corrupt("the fan-out cursor is unreadable"))?),
@@ -51,7 +51,7 @@ fn cursor(fields: Vec<Value>) -> Result<GroupCursor, StoreError> {
 }
 
 pub(super) async fn create_cursor(
-    link: &Link,
+    server: &Server,
     partition: &PartitionKey,
     group: &str,
     start: CursorStart,
@@ -65,24 +65,24 @@ pub(super) async fn create_cursor(
     let mut script = CREATE_CURSOR_SCRIPT.key(keys.log());
     script.key(keys.trimmed()).key(keys.groups()).key(keys.cursor(group));
     script.arg(encode(group)).arg(kind).arg(time);
-    link.run(Way::Write, &script).await?;
+    server.run(Way::Write, &script).await?;
     Ok(())
 }
 
 pub(super) async fn delete_cursor(
-    link: &Link,
+    server: &Server,
     partition: &PartitionKey,
     group: &str,
 ) -> Result<(), StoreError> {
     let keys = Keys::new(partition);
     let mut script = DELETE_CURSOR_SCRIPT.key(keys.groups());
     script.key(keys.cursor(group)).arg(encode(group));
-    link.run(Way::Write, &script).await?;
+    server.run(Way::Write, &script).await?;
     Ok(())
 }
 
 pub(super) async fn commit(
-    link: &Link,
+    server: &Server,
     partition: &PartitionKey,
     term: Term,
     changes: &[CursorChange],
@@ -106,12 +106,12 @@ pub(super) async fn commit(
             }
         }
     }
-    link.run(Way::Write, &script).await?;
+    server.run(Way::Write, &script).await?;
     Ok(())
 }
 
 pub(super) async fn trim(
-    link: &Link,
+    server: &Server,
     partition: &PartitionKey,
     term: Term,
     keep: Keep,
@@ -120,6 +120,6 @@ pub(super) async fn trim(
     let mut script = TRIM_SCRIPT.key(keys.term());
     script.key(keys.log()).key(keys.trimmed()).key(keys.fan()).key(keys.groups()).key(keys.cursor_prefix());
     script.arg(term.0).arg(keep.entries).arg(keep.groups);
-    let [records, bytes] = answers::fixed(link.run(Way::Write, &script).await?)?;
+    let [records, bytes] = answers::fixed(server.run(Way::Write, &script).await?)?;
     Ok(Totals { records: answers::number(records)?, bytes: answers::number(bytes)? })
 }

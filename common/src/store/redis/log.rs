@@ -4,7 +4,7 @@ use redis::{Cmd, Value};
 
 use super::{
     answers,
-    connection::{Link, Way},
+    connection::{Server, Way},
     keys::Keys,
     scripts::TAKE_SCRIPT,
 };
@@ -21,11 +21,11 @@ const LARGEST_PAGE: usize = 1_024;
 /// Bytes of an append beside records, segments and keys.
 const APPEND_FRAME: usize = 192;
 
-pub(super) async fn take(link: &Link, partition: &PartitionKey, holder: u64) -> Result<Took, StoreError> {
+pub(super) async fn take(server: &Server, partition: &PartitionKey, holder: u64) -> Result<Took, StoreError> {
     let keys = Keys::new(partition);
     let mut script = TAKE_SCRIPT.key(keys.term());
     script.key(keys.log()).key(keys.trimmed()).arg(holder);
-    let answer = link.run(Way::Write, &script).await?;
+    let answer = server.run(Way::Write, &script).await?;
     let [term, previous, last, records, bytes, trimmed_records, trimmed_bytes] = answers::fixed(answer)?;
     let previous = answers::text(previous)?;
     let previous_holder = match previous.as_str() {
@@ -44,10 +44,13 @@ pub(super) async fn take(link: &Link, partition: &PartitionKey, holder: u64) -> 
     })
 }
 
-pub(super) async fn holder(link: &Link, partition: &PartitionKey) -> Result<Option<(Term, u64)>, StoreError> {
+pub(super) async fn holder(
+    server: &Server,
+    partition: &PartitionKey,
+) -> Result<Option<(Term, u64)>, StoreError> {
     let mut get = redis::cmd("GET");
     get.arg(Keys::new(partition).term());
-    let answer = link.send(Way::Write, &get).await?;
+    let answer = server.send(Way::Write, &get).await?;
     if answer == Value::Nil {
         return Ok(None);
     }
@@ -59,7 +62,7 @@ pub(super) async fn holder(link: &Link, partition: &PartitionKey) -> Result<Opti
 }
 
 pub(super) async fn append(
-    link: &Link,
+    server: &Server,
     partition: &PartitionKey,
     term: Term,
     entry: &Entry,
@@ -74,7 +77,7 @@ pub(super) async fn append(
     xadd.arg("b").arg(&entry.records[..]).arg("s").arg(&segments[..]).arg("n").arg(entry.count);
     xadd.arg("t").arg(entry.first_received_at);
     xadd.arg("r").arg(entry.totals.records).arg("o").arg(entry.totals.bytes);
-    match link.send(Way::Write, &xadd).await? {
+    match server.send(Way::Write, &xadd).await? {
         Value::Nil => Err(AppendError::Fenced),
         answer => answers::id(answer).map_err(|error| AppendError::Lost(error.to_string())),
     }
@@ -90,7 +93,7 @@ fn page(entries: usize, bytes: usize, max_bytes: usize) -> usize {
 }
 
 pub(super) async fn read(
-    link: &Link,
+    server: &Server,
     partition: &PartitionKey,
     after: EntryId,
     max_entries: usize,
@@ -103,7 +106,7 @@ pub(super) async fn read(
         let from = found.last().map_or(after, |entry| entry.id);
         let mut xrange = redis::cmd("XRANGE");
         xrange.arg(&key).arg(format!("({from}")).arg("+").arg("COUNT").arg(wanted);
-        let entries = answers::entries(link.send(Way::Read, &xrange).await?)?;
+        let entries = answers::entries(server.send(Way::Read, &xrange).await?)?;
         let end = entries.len() < wanted;
         for (at, fields) in entries {
             let entry = answers::stored(at, fields)?;
@@ -121,7 +124,7 @@ pub(super) async fn read(
 }
 
 pub(super) async fn read_back(
-    link: &Link,
+    server: &Server,
     partition: &PartitionKey,
     max_bytes: usize,
 ) -> Result<ReadBack, StoreError> {
@@ -132,7 +135,7 @@ pub(super) async fn read_back(
         let from = back.entries.last().map_or("+".into(), |(id, _)| format!("({id}"));
         let mut xrevrange = redis::cmd("XREVRANGE");
         xrevrange.arg(&key).arg(from).arg("-").arg("COUNT").arg(wanted);
-        let entries = answers::entries(link.send(Way::Read, &xrevrange).await?)?;
+        let entries = answers::entries(server.send(Way::Read, &xrevrange).await?)?;
         back.complete = entries.len() < wanted;
         for (at, fields) in entries {
             let (segments, len) = answers::tail(at, fields)?;

@@ -7,7 +7,7 @@ use redis::{Cmd, Value};
 
 use super::{
     answers,
-    connection::{Link, Way},
+    connection::{Server, Way},
     keys,
 };
 use crate::{
@@ -19,7 +19,7 @@ use crate::{
 const STEP: usize = 1_000;
 
 pub(super) async fn put(
-    link: &Link,
+    server: &Server,
     tenant: &TenantName,
     user: &User,
     create: bool,
@@ -30,13 +30,17 @@ pub(super) async fn put(
     if create {
         set.arg("NX");
     }
-    Ok(link.send(Way::Write, &set).await? != Value::Nil)
+    Ok(server.send(Way::Write, &set).await? != Value::Nil)
 }
 
-pub(super) async fn get(link: &Link, tenant: &TenantName, name: &str) -> Result<Option<User>, StoreError> {
+pub(super) async fn get(
+    server: &Server,
+    tenant: &TenantName,
+    name: &str,
+) -> Result<Option<User>, StoreError> {
     let mut get = redis::cmd("GET");
     get.arg(keys::user(tenant, name));
-    parse(link.send(Way::Read, &get).await?)
+    parse(server.send(Way::Read, &get).await?)
 }
 
 fn parse(answer: Value) -> Result<Option<User>, StoreError> {
@@ -49,16 +53,16 @@ fn parse(answer: Value) -> Result<Option<User>, StoreError> {
     }
 }
 
-pub(super) async fn all(link: &Link, tenant: &TenantName) -> Result<Vec<User>, StoreError> {
+pub(super) async fn all(server: &Server, tenant: &TenantName) -> Result<Vec<User>, StoreError> {
     let pattern = keys::users_pattern(tenant);
     let mut users = BTreeMap::new();
     let mut cursor = 0;
     loop {
-        let (next, found) = step(link, cursor, &pattern).await?;
+        let (next, found) = step(server, cursor, &pattern).await?;
         if !found.is_empty() {
             let mut mget = redis::cmd("MGET");
             mget.arg(found);
-            for answer in answers::array(link.send(Way::Read, &mget).await?)? {
+            for answer in answers::array(server.send(Way::Read, &mget).await?)? {
                 if let Some(user) = parse(answer)? {
                     users.insert(user.name.clone(), user);
                 }
@@ -71,23 +75,23 @@ pub(super) async fn all(link: &Link, tenant: &TenantName) -> Result<Vec<User>, S
     }
 }
 
-async fn step(link: &Link, cursor: u64, pattern: &str) -> Result<(u64, Vec<Vec<u8>>), StoreError> {
+async fn step(server: &Server, cursor: u64, pattern: &str) -> Result<(u64, Vec<Vec<u8>>), StoreError> {
     let mut scan = redis::cmd("SCAN");
     scan.arg(cursor).arg("MATCH").arg(pattern).arg("COUNT").arg(STEP);
-    let [next, found] = answers::fixed(link.send(Way::Read, &scan).await?)?;
+    let [next, found] = answers::fixed(server.send(Way::Read, &scan).await?)?;
     let found = answers::array(found)?.into_iter().map(answers::bytes).collect::<Result<_, _>>()?;
     Ok((answers::number(next)?, found))
 }
 
-pub(super) async fn delete(link: &Link, tenant: &TenantName, name: &str) -> Result<bool, StoreError> {
+pub(super) async fn delete(server: &Server, tenant: &TenantName, name: &str) -> Result<bool, StoreError> {
     let mut del = redis::cmd("DEL");
     del.arg(keys::user(tenant, name));
-    Ok(answers::number(link.send(Way::Write, &del).await?)? > 0)
+    Ok(answers::number(server.send(Way::Write, &del).await?)? > 0)
 }
 
 /// Terms and logs first: from then on no home writes for the tenant, and the walk finds what is left.
 pub(super) async fn delete_tenant(
-    link: &Link,
+    server: &Server,
     tenant: &TenantName,
     partitions: u32,
 ) -> Result<(), StoreError> {
@@ -95,14 +99,14 @@ pub(super) async fn delete_tenant(
         let keys = keys::Keys::new(&crate::name::PartitionKey { tenant: tenant.clone(), partition });
         let mut unlink = redis::cmd("UNLINK");
         unlink.arg(keys.term()).arg(keys.log());
-        link.send(Way::Write, &unlink).await?;
+        server.send(Way::Write, &unlink).await?;
     }
     for pattern in keys::tenant_patterns(tenant) {
         let mut cursor = 0;
         loop {
-            let (next, found) = step(link, cursor, &pattern).await?;
+            let (next, found) = step(server, cursor, &pattern).await?;
             for key in found {
-                link.send(Way::Write, Cmd::new().arg("UNLINK").arg(key)).await?;
+                server.send(Way::Write, Cmd::new().arg("UNLINK").arg(key)).await?;
             }
             cursor = next;
             if cursor == 0 {

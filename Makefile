@@ -1,0 +1,27 @@
+# The menu.
+.PHONY: help run test lint format packages
+
+# Programs of a cluster, and all backends.
+ALL := --workspace --all-features
+
+help: ## This menu
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+run: ## Start penstock here: MQTT on 127.0.0.1:1883, data in ./penstock-data
+	cargo run --bin penstock --
+
+test: packages ## Run every test, with real etcd, Redis and MQTT clients
+	cargo build --locked $(ALL) --bins
+	cargo test --locked $(ALL)
+	@echo "make test: all tests passed"
+
+lint: ## Formatting and clippy, warnings are errors
+	cargo fmt --all --check
+	cargo clippy --locked $(ALL) --all-targets -- -D warnings
+	@echo "make lint: clean"
+
+format: ## Format the sources
+	cargo fmt --all
+
+packages: ## Install the Debian packages that tests and the cluster build need
+	@.ci/packages

@@ -1,0 +1,64 @@
+//! One suite over both stores, embedded and on a real Redis, so that they can't drift; and what only Redis can do wrong.
+#![cfg(all(feature = "embedded", feature = "redis"))]
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+#[path = "store_suite/cursors.rs"]
+mod cursors;
+#[path = "store_suite/embedded.rs"]
+mod embedded_only;
+#[path = "store_suite/fixture.rs"]
+mod fixture;
+#[path = "store_suite/log.rs"]
+mod log;
+#[path = "store_suite/redis.rs"]
+mod redis_only;
+#[path = "support/redis.rs"]
+mod redis_server;
+#[path = "store_suite/trim.rs"]
+mod trim;
+#[path = "store_suite/users.rs"]
+mod users;
+
+macro_rules! on_both {
+    ($($file:ident: $($test:ident),+;)+) => {
+        mod on_embedded {
+            $($(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $test() {
+                crate::$file::$test(crate::fixture::Fixture::embedded().await).await;
+            })+)+
+        }
+        mod on_redis {
+            $($(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $test() {
+                crate::$file::$test(crate::fixture::Fixture::redis().await).await;
+            })+)+
+        }
+    };
+}
+
+on_both! {
+    log:
+        ids_are_dense_and_begin_at_one_in_every_term,
+        an_old_holder_writes_nothing,
+        what_is_appended_is_what_is_read,
+        pages_are_bounded_in_entries_and_bytes,
+        read_back_tells_what_producers_stored,
+        appends_of_many_partitions_do_not_mix,
+        everything_survives_a_restart;
+    cursors:
+        a_cursor_is_created_once_and_not_resurrected,
+        starts_are_latest_earliest_and_a_time,
+        a_time_is_found_across_terms,
+        open_entries_are_dropped_when_passed,
+        the_fan_out_cursor_comes_and_goes,
+        names_of_groups_are_any_text;
+    trim:
+        every_cursor_holds_entries_back,
+        the_newest_entries_are_kept,
+        a_defined_group_without_a_cursor_means_no_trim,
+        totals_survive_a_log_that_is_empty;
+    users:
+        users_are_created_replaced_and_deleted,
+        tenants_share_names_and_nothing_else,
+        a_deleted_tenant_is_gone_and_its_old_homes_are_fenced;
+}

@@ -1,0 +1,288 @@
+//! From CONNECT to CONNACK: is the tenant known, are the credentials good, is there a seat, who owned the client before,
+//! does the home know the new owner. Steps that need others are answered later by `verdict`, `claimed`, `attached` and
+//! `kicked`; each has a deadline, after which the client is told to come again (CONNACK 3).
+
+use std::net::IpAddr;
+
+use bytes::Bytes;
+use penstock_common::{
+    epoch::Epoch,
+    name::{ClientKey, SYSTEM_TENANT, TenantName},
+};
+use penstock_mqtt::{
+    packet::{Connect, ConnectCode},
+    session::{Admission as Answer, Millis},
+};
+use penstock_proto::link::{AuthResult, Authenticate, Verdict, control_up};
+
+use crate::{
+    connection::table::{ConnectionKey, Identity},
+    credentials::VerdictKey,
+    link::table::LinkKey,
+    shard::Shard,
+};
+
+/// A connection between CONNECT and CONNACK.
+pub(crate) struct Admission {
+    tenant: TenantName,
+    user: Bytes,
+    password: Bytes,
+    client: Bytes,
+    address: IpAddr,
+    step: Step,
+    deadline: Millis,
+}
+
+/// What the CONNACK waits for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Step {
+    /// A router's verdict on the credentials.
+    Verify { id: u64, link: Option<LinkKey>, key: VerdictKey },
+    /// The registry's, or the home's, answer to the claim.
+    Claim,
+    /// The home's confirmation, and the end of the older connection (until a time).
+    Attach { attached: bool, kick: Option<Millis> },
+}
+
+impl Admission {
+    /// When `tick_admission` has to look at it.
+    pub(crate) fn deadline(&self) -> Millis {
+        match self.step {
+            Step::Attach { attached: true, kick: Some(until) } => until.min(self.deadline),
+            _ => self.deadline,
+        }
+    }
+}
+
+impl Shard {
+    /// Judges a CONNECT.
+    pub(crate) fn connect(&mut self, key: ConnectionKey, connect: Connect) {
+        if self.drain.is_some() || self.admissions >= self.shared.config.limits.admissions {
+            return self.refuse(key, ConnectCode::Unavailable, "busy");
+        }
+        let Some((tenant, user)) = self.split(&connect.username) else {
+            return self.refuse(key, ConnectCode::NotAuthorized, "unknown_tenant");
+        };
+        let Some(connection) = self.connections.get_mut(key) else { return };
+        let unknown = IpAddr::from([0, 0, 0, 0]);
+        let address = connection.stream.peer_addr().map_or(unknown, |address| address.ip());
+        connection.admission = Some(Box::new(Admission {
+            tenant,
+            user,
+            password: connect.password.unwrap_or_default(),
+            client: connect.client,
+            address,
+            step: Step::Claim,
+            deadline: self.now + self.shared.config.timeouts.admission_ms,
+        }));
+        self.admissions += 1;
+        self.verify(key);
+    }
+
+    /// Tenant and user of a user name, if the tenant has devices.
+    fn split(&self, username: &Bytes) -> Option<(TenantName, Bytes)> {
+        let at = username.iter().position(|byte| *byte == b'/')?;
+        let tenant = TenantName::new(std::str::from_utf8(username.get(..at)?).ok()?).ok()?;
+        let user = username.slice(at + 1..);
+        let known = self.definitions.tenants.contains_key(&tenant) && tenant.as_str() != SYSTEM_TENANT;
+        (known && !user.is_empty()).then_some((tenant, user))
+    }
+
+    fn verify(&mut self, key: ConnectionKey) {
+        let now = self.now;
+        let Some(admission) = self.connections.get_mut(key).and_then(|it| it.admission.as_mut()) else { return };
+        let version = self.definitions.tenants.get(&admission.tenant).map(|it| it.tenant.users_version);
+        let made = self.verdicts.key(admission.tenant.as_str(), &admission.user, &admission.password);
+        let (Some(version), Some(verdict)) = (version, made) else {
+            return self.refuse(key, ConnectCode::NotAuthorized, "unknown_tenant");
+        };
+        if self.verdicts.allowed(&verdict, version, now) {
+            return self.verified(key);
+        }
+        let id = self.claims.number();
+        admission.step = Step::Verify { id, link: None, key: verdict };
+        self.claims.verifying.insert(id, key);
+        self.ask_verdict(key);
+    }
+
+    /// Asks a router for the verdict, unless one is asked already.
+    fn ask_verdict(&mut self, key: ConnectionKey) {
+        let Some(connection) = self.connections.get(key) else { return };
+        let Some(admission) = connection.admission.as_deref() else { return };
+        let Step::Verify { id, link: None, .. } = admission.step else { return };
+        let Some(partition) = self.partition(&admission.tenant, &admission.client) else { return };
+        let Some(place) = self.links.home(&partition) else { return };
+        let Some(link) = self.links.get(place) else { return };
+        link.control(control_up::Kind::Authenticate(Authenticate {
+            id,
+            tenant: admission.tenant.as_str().to_owned(),
+            user: String::from_utf8_lossy(&admission.user).into_owned(),
+            password: admission.password.clone(),
+            address: admission.address.to_string(),
+        }));
+        if let Some(admission) = self.connections.get_mut(key).and_then(|it| it.admission.as_mut())
+            && let Step::Verify { link, .. } = &mut admission.step
+        {
+            *link = Some(place);
+        }
+    }
+
+    /// Routers have come or gone: verdicts that were asked of one that is gone are asked again.
+    pub(crate) fn ask_verdicts(&mut self) {
+        let keys: Vec<_> = self.claims.verifying.values().copied().collect();
+        for key in keys {
+            let admission = self.connections.get_mut(key).and_then(|it| it.admission.as_mut());
+            if let Some(Step::Verify { link, .. }) = admission.map(|it| &mut it.step)
+                && link.is_some_and(|place| self.links.get(place).is_none())
+            {
+                *link = None;
+            }
+            self.ask_verdict(key);
+        }
+    }
+
+    /// A router has judged the credentials.
+    pub(crate) fn verdict(&mut self, verdict: &Verdict) {
+        let Some(key) = self.claims.verifying.remove(&verdict.id) else { return };
+        let admission = self.connections.get(key).and_then(|it| it.admission.as_deref());
+        let Some(Step::Verify { key: known, .. }) = admission.map(|it| it.step) else { return };
+        match verdict.result() {
+            AuthResult::Allowed if verdict.role == "device" => {
+                let until = self.now + self.shared.config.timeouts.verdict_ms;
+                self.verdicts.remember(known, verdict.users_version, until);
+                self.verified(key);
+            }
+            AuthResult::Allowed => self.refuse(key, ConnectCode::NotAuthorized, "role"),
+            AuthResult::Denied => self.refuse(key, ConnectCode::NotAuthorized, "denied"),
+            AuthResult::Busy => self.refuse(key, ConnectCode::Unavailable, "verify_busy"),
+            AuthResult::Unavailable | AuthResult::Unspecified => {
+                self.refuse(key, ConnectCode::Unavailable, "verify_unavailable");
+            }
+        }
+    }
+
+    /// The credentials are good: takes a seat and claims the client.
+    fn verified(&mut self, key: ConnectionKey) {
+        let Some(admission) = self.connections.get(key).and_then(|it| it.admission.as_deref()) else { return };
+        let (tenant, client) = (admission.tenant.clone(), admission.client.clone());
+        let Some(definition) = self.definitions.tenants.get(&tenant).map(|it| it.tenant.clone()) else {
+            return self.refuse(key, ConnectCode::NotAuthorized, "unknown_tenant");
+        };
+        let Some(partition) = self.partition(&tenant, &client) else { return };
+        let Some(seat) = self.shared.seats.take(&tenant, definition.limits.connections) else {
+            return self.refuse(key, ConnectCode::Unavailable, "quota");
+        };
+        let lane = self.lanes.of(&partition);
+        let identity = Identity {
+            tenant: tenant.clone(),
+            client: client.clone(),
+            user: admission.user.clone(),
+            lane,
+            epoch: Epoch::NONE,
+            attached: Epoch::NONE,
+            packet_bytes: definition.limits.packet_bytes,
+            _seat: seat,
+        };
+        self.connections.identify(key, identity);
+        let deadline = self.now + self.shared.config.timeouts.admission_ms;
+        if let Some(admission) = self.connections.get_mut(key).and_then(|it| it.admission.as_mut()) {
+            admission.step = Step::Claim;
+            admission.password = Bytes::new();
+            admission.deadline = deadline;
+        }
+        self.claim(key, ClientKey { tenant, client });
+    }
+
+    /// The client is this connection's: waits for the home, and for the older connection if one has to be kicked.
+    pub(crate) fn owned(&mut self, key: ConnectionKey, epoch: Epoch, kicking: bool) {
+        let kick = kicking.then(|| self.now + self.shared.config.timeouts.kick_ms);
+        let deadline = self.now + self.shared.config.timeouts.admission_ms;
+        let Some(connection) = self.connections.get_mut(key) else { return };
+        if let Some(admission) = connection.admission.as_mut() {
+            admission.step = Step::Attach { attached: false, kick };
+            admission.deadline = deadline;
+        }
+        let Some(identity) = connection.identity.as_mut() else { return };
+        (identity.epoch, identity.attached) = (epoch, epoch);
+        let lane = identity.lane;
+        self.attach(key, lane);
+        self.schedule(key);
+    }
+
+    /// The home knows the ownership.
+    pub(crate) fn attached(&mut self, key: ConnectionKey) {
+        if let Some(Step::Attach { attached, .. }) = self.step(key) {
+            *attached = true;
+            self.try_accept(key);
+        }
+    }
+
+    /// The older connection is gone.
+    pub(crate) fn kicked_for(&mut self, key: ConnectionKey) {
+        if let Some(Step::Attach { kick, .. }) = self.step(key) {
+            *kick = None;
+            self.try_accept(key);
+        }
+    }
+
+    fn step(&mut self, key: ConnectionKey) -> Option<&mut Step> {
+        let connection = self.connections.get_mut(key)?;
+        connection.admission.as_mut().map(|admission| &mut admission.step)
+    }
+
+    fn try_accept(&mut self, key: ConnectionKey) {
+        let now = self.now;
+        let Some(Step::Attach { attached: true, kick }) = self.step(key).copied() else { return };
+        if kick.is_some_and(|until| now < until) {
+            return self.schedule(key);
+        }
+        let Some(connection) = self.connections.get_mut(key) else { return };
+        connection.admission = None;
+        connection.admitted = true;
+        connection.session.admit(Answer::Accepted { session_present: false }, now);
+        self.admissions -= 1;
+        self.shared.metrics.connections.inc();
+        self.shared.metrics.connect("accepted");
+        self.touch(key);
+    }
+
+    /// Gives an admission more time: it has begun another remote step.
+    pub(crate) fn extend_admission(&mut self, key: ConnectionKey, deadline: Millis) {
+        if let Some(admission) = self.connections.get_mut(key).and_then(|it| it.admission.as_mut()) {
+            admission.deadline = deadline;
+        }
+    }
+
+    /// Answers a CONNECT with no.
+    pub(crate) fn refuse(&mut self, key: ConnectionKey, code: ConnectCode, result: &'static str) {
+        let now = self.now;
+        self.shared.metrics.connect(result);
+        let Some(connection) = self.connections.get_mut(key) else { return };
+        if let Some(admission) = connection.admission.take() {
+            self.admissions -= 1;
+            let client = String::from_utf8_lossy(&admission.client);
+            tracing::info!(tenant = %admission.tenant, %client, result, "a CONNECT is refused");
+            if let Step::Verify { id, .. } = admission.step {
+                self.claims.verifying.remove(&id);
+            }
+        }
+        connection.session.admit(Answer::Refused(code), now);
+        self.touch(key);
+    }
+
+    /// Gives up an admission that takes too long.
+    pub(crate) fn tick_admission(&mut self, key: ConnectionKey) {
+        let now = self.now;
+        let Some(admission) = self.connections.get(key).and_then(|it| it.admission.as_deref()) else { return };
+        if now >= admission.deadline {
+            let result = match admission.step {
+                Step::Verify { .. } => "verify_timeout",
+                Step::Claim => "claim_timeout",
+                Step::Attach { .. } => "attach_timeout",
+            };
+            self.refuse(key, ConnectCode::Unavailable, result);
+        } else {
+            self.try_accept(key);
+        }
+    }
+}

@@ -1,0 +1,215 @@
+//! What the gateway needs to be told: its own section of the configuration. Loading, merging and printing it is the
+//! program's job.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use penstock_mqtt::session::SessionLimits;
+
+/// The gateway's settings. Every field has a default; unknown fields are refused.
+#[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct GatewayConfig {
+    /// Where MQTT listens; port 0 picks one.
+    pub mqtt_listen: SocketAddr,
+    /// Single-threaded runtimes, each with its own connections and links; 0 means one a core.
+    pub shards: u32,
+    /// Name for people.
+    pub node_id: String,
+    /// Bounds.
+    pub limits: GatewayLimits,
+    /// Times.
+    pub timeouts: GatewayTimeouts,
+    /// Topics that devices may not use.
+    pub reserved: ReservedTopics,
+    /// What links show to routers. Never printed.
+    #[serde(skip)]
+    pub cluster_secret: Option<ClusterSecret>,
+}
+
+/// The secret that links show to routers; its `Debug` shows nothing.
+#[derive(Clone)]
+pub struct ClusterSecret(Arc<str>);
+
+impl ClusterSecret {
+    /// Takes text as the secret.
+    pub fn new(text: impl Into<Arc<str>>) -> Self {
+        Self(text.into())
+    }
+
+    /// The text, for the one place that needs it.
+    pub(crate) fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl std::fmt::Debug for ClusterSecret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("ClusterSecret(…)")
+    }
+}
+
+/// Bounds of one gateway.
+#[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct GatewayLimits {
+    /// Largest MQTT packet, bytes with its headers. A tenant's limit may be lower.
+    pub packet_bytes: u32,
+    /// Connections of a shard that are between CONNECT and CONNACK; beyond, CONNACK 3.
+    pub admissions: usize,
+    /// Subscriptions of a session.
+    pub subscriptions: u32,
+    /// Deliveries of QoS 1 to a client that are not acknowledged.
+    pub inflight_out: u16,
+    /// Bytes of deliveries that wait for a client.
+    pub outbound_bytes: u32,
+    /// Publishes of a connection that were received and not yet settled.
+    pub unsettled: u16,
+    /// Positive verdicts on credentials that a shard remembers.
+    pub verdicts: usize,
+}
+
+impl Default for GatewayLimits {
+    fn default() -> Self {
+        Self {
+            packet_bytes: 1_048_576,
+            admissions: 8_192,
+            subscriptions: 1_000,
+            inflight_out: 64,
+            outbound_bytes: 1_048_576,
+            unsettled: 1_024,
+            verdicts: 65_536,
+        }
+    }
+}
+
+/// Times, milliseconds.
+#[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct GatewayTimeouts {
+    /// A publish that is not stored within this time closes its connection, so that the client sends it again.
+    pub store_ms: u64,
+    /// From the transport to a complete CONNECT.
+    pub connect_ms: u64,
+    /// Each remote step between CONNECT and CONNACK: credentials, home.
+    pub admission_ms: u64,
+    /// How long CONNACK waits for the older connection to be closed.
+    pub kick_ms: u64,
+    /// A shard whose clock jumped further than this was paused: what it holds is stale. Below the lease's TTL.
+    pub pause_ms: u64,
+    /// How long a verdict on credentials is remembered; at most 5 minutes.
+    pub verdict_ms: u64,
+    /// A router that can't be dialled for this long is reached through another one.
+    pub relay_after_ms: u64,
+}
+
+impl Default for GatewayTimeouts {
+    fn default() -> Self {
+        Self {
+            store_ms: 60_000,
+            connect_ms: 10_000,
+            admission_ms: 5_000,
+            kick_ms: 1_000,
+            pause_ms: 6_600,
+            verdict_ms: 300_000,
+            relay_after_ms: 1_000,
+        }
+    }
+}
+
+/// Topics that belong to the platform.
+#[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ReservedTopics {
+    /// Everything below these.
+    pub prefixes: Vec<String>,
+    /// Exactly these.
+    pub names: Vec<String>,
+}
+
+impl Default for ReservedTopics {
+    fn default() -> Self {
+        Self {
+            prefixes: penstock_mqtt::reserved::PREFIXES.map(String::from).to_vec(),
+            names: penstock_mqtt::reserved::NAMES.map(String::from).to_vec(),
+        }
+    }
+}
+
+impl Default for GatewayConfig {
+    fn default() -> Self {
+        Self {
+            mqtt_listen: SocketAddr::from(([127, 0, 0, 1], 1883)),
+            shards: 0,
+            node_id: "gateway".into(),
+            limits: GatewayLimits::default(),
+            timeouts: GatewayTimeouts::default(),
+            reserved: ReservedTopics::default(),
+            cluster_secret: None,
+        }
+    }
+}
+
+impl GatewayConfig {
+    /// Everything that is wrong with it, one line each; empty when it can be used.
+    pub fn faults(&self) -> Vec<String> {
+        let mut faults = Vec::new();
+        let mut check = |fine: bool, line: &str| {
+            if !fine {
+                faults.push(line.to_owned());
+            }
+        };
+        check(self.shards <= 1_024, "shards: at most 1,024");
+        check(!self.node_id.is_empty(), "node_id: must not be empty");
+        check((256..=1_048_576).contains(&self.limits.packet_bytes), "limits.packet_bytes: 256 to 1,048,576");
+        check(self.limits.unsettled > 0, "limits.unsettled: at least 1");
+        check(self.limits.inflight_out > 0, "limits.inflight_out: at least 1");
+        check(self.limits.admissions > 0, "limits.admissions: at least 1");
+        check(self.timeouts.pause_ms >= 1_000, "timeouts.pause_ms: at least 1,000");
+        check(self.timeouts.store_ms >= 1_000, "timeouts.store_ms: at least 1,000");
+        check(self.timeouts.verdict_ms <= 300_000, "timeouts.verdict_ms: at most 300,000");
+        faults
+    }
+
+    /// Shards that will run.
+    pub(crate) fn shard_count(&self) -> u32 {
+        let cores = std::thread::available_parallelism().map_or(1, |n| u32::try_from(n.get()).unwrap_or(1));
+        if self.shards == 0 { cores } else { self.shards }
+    }
+
+    pub(crate) fn session_limits(&self) -> SessionLimits {
+        SessionLimits {
+            packet_bytes: self.limits.packet_bytes,
+            subscriptions: self.limits.subscriptions,
+            inflight_out: self.limits.inflight_out,
+            outbound_bytes: self.limits.outbound_bytes,
+            unsettled: self.limits.unsettled,
+            connect_timeout: self.timeouts.connect_ms,
+            ..SessionLimits::default()
+        }
+    }
+
+    pub(crate) fn relay_after(&self) -> Duration {
+        Duration::from_millis(self.timeouts.relay_after_ms)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn the_defaults_are_fine_and_all_faults_are_told_at_once() {
+        assert!(GatewayConfig::default().faults().is_empty());
+        let mut config = GatewayConfig { shards: 5_000, node_id: String::new(), ..GatewayConfig::default() };
+        config.timeouts.verdict_ms = 1_000_000;
+        assert_eq!(config.faults().len(), 3);
+    }
+
+    #[test]
+    fn the_secret_does_not_show() {
+        let config =
+            GatewayConfig { cluster_secret: Some(ClusterSecret::new("hunter2")), ..GatewayConfig::default() };
+        assert!(!format!("{config:?}").contains("hunter2"));
+    }
+}

@@ -1,0 +1,290 @@
+//! The driver of a session: reads the transport into it, does what it asks for, writes what it says. Every decision about
+//! MQTT is the session's, every effect is here or one call away.
+//!
+//! An idle connection holds no buffer: all connections of a shard read into one; what is left of a half-read packet moves
+//! to a small buffer of its own. There is one task a connection, which only waits for the transport.
+
+use std::{
+    future::poll_fn,
+    io,
+    rc::Rc,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use bytes::{Buf, Bytes, BytesMut};
+use penstock_mqtt::session::{CloseReason, Event, Session};
+use tokio::net::TcpStream;
+
+use crate::{
+    connection::table::{Connection, ConnectionKey},
+    shard::{READ_BYTES, Shard, ShardCell},
+};
+
+pub(crate) mod listener;
+pub(crate) mod table;
+
+/// Reads of one connection in one turn of its task; then others get theirs.
+const READS: usize = 4;
+/// How long, and how much, is still read and thrown away after the last byte was written, so that the client's kernel
+/// does not discard it.
+const LINGER: Duration = Duration::from_secs(1);
+const LINGER_BYTES: usize = 256 * 1_024;
+
+/// Waits for the transport of one connection until the connection is gone.
+pub(crate) async fn drive(shard: ShardCell, key: ConnectionKey, stream: Rc<TcpStream>) {
+    poll_fn(|context| poll(&shard, key, &stream, context)).await;
+    drop(shard);
+    let _ = tokio::time::timeout(LINGER, linger(&stream)).await;
+}
+
+fn poll(shard: &ShardCell, key: ConnectionKey, stream: &TcpStream, context: &mut Context<'_>) -> Poll<()> {
+    let mut shard = shard.borrow_mut();
+    shard.turn();
+    for _ in 0..READS {
+        let Some(connection) = shard.connections.get_mut(key) else { return Poll::Ready(()) };
+        if !connection.waker.as_ref().is_some_and(|waker| waker.will_wake(context.waker())) {
+            connection.waker = Some(context.waker().clone());
+        }
+        if connection.blocked && stream.poll_write_ready(context).is_ready() {
+            shard.transmit(key);
+            continue;
+        }
+        if !connection.session.wants_read() {
+            connection.reading = false;
+            return Poll::Pending;
+        }
+        // Reading was paused: what came before goes first.
+        if !connection.reading && !connection.rest.is_empty() {
+            connection.reading = true;
+            let rest = std::mem::take(&mut connection.rest).freeze();
+            shard.receive(key, rest);
+            continue;
+        }
+        connection.reading = true;
+        match stream.poll_read_ready(context) {
+            Poll::Pending => return Poll::Pending,
+            Poll::Ready(Ok(())) => shard.read(key, stream),
+            Poll::Ready(Err(_)) => shard.close(key, CloseReason::TransportFailed),
+        }
+    }
+    context.waker().wake_by_ref();
+    Poll::Pending
+}
+
+async fn linger(stream: &TcpStream) -> io::Result<()> {
+    // The write side ends when the last handle is dropped; until then the client may still be writing.
+    socket_shutdown(stream)?;
+    let (mut read, mut sink) = (0, [0; 1_024]);
+    while read < LINGER_BYTES {
+        stream.readable().await?;
+        match stream.try_read(&mut sink) {
+            Ok(0) => return Ok(()),
+            Ok(n) => read += n,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+fn socket_shutdown(stream: &TcpStream) -> io::Result<()> {
+    socket2::SockRef::from(stream).shutdown(std::net::Shutdown::Write)
+}
+
+impl Shard {
+    /// Takes a connection that was accepted.
+    pub(crate) fn accept(&mut self, stream: Rc<TcpStream>) -> ConnectionKey {
+        let limits = Arc::clone(&self.shared.session_limits);
+        let session = Session::new(limits, Arc::clone(&self.shared.reserved), self.now);
+        let key = self.connections.insert(Connection::new(stream, session));
+        self.schedule(key);
+        key
+    }
+
+    /// Reads once.
+    fn read(&mut self, key: ConnectionKey, stream: &TcpStream) {
+        let Some(connection) = self.connections.get_mut(key) else { return };
+        let own = !connection.rest.is_empty();
+        let buffer = if own { &mut connection.rest } else { &mut self.buffer };
+        let room = if own {
+            let needs = connection.session.needs(buffer).unwrap_or_default();
+            // Grows with what really came, so that a header alone reserves little.
+            needs.saturating_sub(buffer.len()).clamp(1_024, buffer.len().clamp(4_096, READ_BYTES))
+        } else {
+            READ_BYTES
+        };
+        buffer.reserve(room);
+        let read = stream.try_read_buf(buffer);
+        let complete = connection.session.needs(buffer).is_none_or(|needs| needs <= buffer.len());
+        let input = match (own, &read) {
+            (true, Ok(n)) if *n > 0 && !complete => Bytes::new(),
+            (true, _) => std::mem::take(buffer).freeze(),
+            (false, _) => buffer.split().freeze(),
+        };
+        // Paused between the client's write and now: then the connection is gone, and what was read with it.
+        self.turn();
+        self.receive(key, input);
+        match read {
+            Ok(0) => self.close(key, CloseReason::PeerClosed),
+            Err(error) if error.kind() != io::ErrorKind::WouldBlock => {
+                self.close(key, CloseReason::TransportFailed);
+            }
+            _ => {}
+        }
+    }
+
+    /// Gives bytes to the session and does what it asks for.
+    pub(crate) fn receive(&mut self, key: ConnectionKey, mut input: Bytes) {
+        loop {
+            let hold = self.holds(key);
+            let now = self.now;
+            let Some(connection) = self.connections.get_mut(key) else { return };
+            connection.session.hold_publishes(hold, now);
+            let consumed = connection.session.receive(&input, now);
+            input.advance(consumed);
+            self.serve_events(key);
+            if consumed == 0 {
+                break;
+            }
+        }
+        let Some(connection) = self.connections.get_mut(key) else { return };
+        if !input.is_empty() {
+            // A copy, so that nothing pins the shared buffer.
+            connection.rest = BytesMut::from(&input[..]);
+        }
+        self.touch(key);
+    }
+
+    fn serve_events(&mut self, key: ConnectionKey) {
+        while let Some(connection) = self.connections.get_mut(key) {
+            let Some(event) = connection.session.poll_event() else { return };
+            match event {
+                Event::Connect(connect) => self.connect(key, *connect),
+                Event::Publish { publish, token } => {
+                    self.shared.metrics.received(publish.qos);
+                    if self.fits_tenant(key, publish.topic.len() + publish.payload.len()) {
+                        self.publish(key, &publish, token, false);
+                    } else {
+                        self.close(key, CloseReason::PacketTooLarge);
+                    }
+                }
+                Event::Subscribe { packet_id, filters } => self.subscribe(key, packet_id, &filters),
+                Event::Unsubscribe { packet_id, filters } => self.unsubscribe(key, packet_id, &filters),
+                Event::Acknowledged { token } => self.acknowledge(token),
+                Event::Will(publish) => self.publish(key, &publish, None, true),
+                Event::Closed(reason) => self.closed(key, reason),
+            }
+        }
+    }
+
+    fn fits_tenant(&self, key: ConnectionKey, bytes: usize) -> bool {
+        self.connections.identity(key).is_none_or(|identity| bytes <= identity.packet_bytes as usize)
+    }
+
+    /// The connection's part of the end of a turn.
+    pub(crate) fn serve(&mut self, key: ConnectionKey) {
+        if let Some(connection) = self.connections.get_mut(key) {
+            connection.dirty = false;
+        }
+        self.serve_events(key);
+        self.transmit(key);
+        self.schedule(key);
+        if let Some(connection) = self.connections.get_mut(key)
+            && (connection.blocked || (connection.session.wants_read() && !connection.reading))
+        {
+            connection.wake();
+        }
+    }
+
+    /// Writes what there is, as far as the transport takes it.
+    fn transmit(&mut self, key: ConnectionKey) {
+        let Some(connection) = self.connections.get_mut(key) else { return };
+        if !write(connection) {
+            self.close(key, CloseReason::TransportFailed);
+        }
+    }
+
+    /// Closes a connection for the shard's reason.
+    pub(crate) fn close(&mut self, key: ConnectionKey, reason: CloseReason) {
+        if let Some(connection) = self.connections.get_mut(key) {
+            connection.session.close(reason);
+            self.serve_events(key);
+        }
+    }
+
+    /// The session has ended: writes its last bytes and undoes everything that the connection was part of.
+    pub(crate) fn closed(&mut self, key: ConnectionKey, reason: CloseReason) {
+        if let Some(connection) = self.connections.get_mut(key) {
+            let _ = write(connection);
+        }
+        tracing::debug!(client = self.name_of(key), reason = reason.label(), "a connection has ended");
+        self.unsubscribe_all(key);
+        self.pushes_lost(key);
+        let Some(mut connection) = self.connections.remove(key) else { return };
+        self.shared.metrics.close(reason);
+        if connection.admission.take().is_some() {
+            self.admissions -= 1;
+            self.shared.metrics.connect("aborted");
+        }
+        if connection.admitted {
+            self.shared.metrics.connections.dec();
+        }
+        if let Some(identity) = connection.identity.take() {
+            self.detach(key, identity.lane, &identity.client, identity.attached);
+            self.disown(&identity, reason);
+        }
+        connection.wake();
+    }
+
+    /// Enters the connection's deadline into the shard's timers, unless an earlier look is already due.
+    pub(crate) fn schedule(&mut self, key: ConnectionKey) {
+        if let Some(connection) = self.connections.get_mut(key)
+            && let Some(deadline) = connection.deadline()
+            && deadline < connection.scheduled
+        {
+            connection.scheduled = deadline;
+            self.timers.push(std::cmp::Reverse((deadline, key)));
+        }
+    }
+
+    /// Looks at every connection whose time has come.
+    pub(crate) fn tick_connections(&mut self) {
+        while let Some(std::cmp::Reverse((due, key))) = self.timers.peek().copied() {
+            if due > self.now {
+                break;
+            }
+            self.timers.pop();
+            let now = self.now;
+            let Some(connection) = self.connections.get_mut(key) else { continue };
+            if connection.scheduled != due {
+                continue;
+            }
+            connection.scheduled = u64::MAX;
+            connection.session.tick(now);
+            self.tick_admission(key);
+            self.touch(key);
+            self.schedule(key);
+        }
+    }
+}
+
+/// Writes what the session has to say; false: the transport failed.
+fn write(connection: &mut Connection) -> bool {
+    loop {
+        let out = connection.session.transmit();
+        if out.is_empty() {
+            connection.blocked = false;
+            return true;
+        }
+        match connection.stream.try_write(out) {
+            Ok(n) => connection.session.written(n),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                connection.blocked = true;
+                return true;
+            }
+            Err(_) => return false,
+        }
+    }
+}

@@ -1,0 +1,38 @@
+//! Accepts connections of one shard. Every shard listens on the same address; the kernel spreads connections over them.
+
+use std::{net::SocketAddr, rc::Rc, time::Duration};
+
+use penstock_common::net::{self, TcpListener};
+
+use crate::{connection::drive, shard::ShardCell};
+
+/// Pause after an accept failed for want of something (descriptors, memory): trying at once would spin.
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// Whether nobody listens on the address: sockets that share it would not notice each other. Port 0 is always free.
+pub(crate) fn probe(address: SocketAddr) -> std::io::Result<()> {
+    if address.port() == 0 { Ok(()) } else { net::listen(address, false).map(drop) }
+}
+
+/// Accepts until aborted.
+pub(crate) async fn accept(shard: ShardCell, listener: TcpListener) {
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                // Without it answers wait for the client's delayed acknowledgements.
+                let _ = stream.set_nodelay(true);
+                let stream = Rc::new(stream);
+                let key = {
+                    let mut shard = shard.borrow_mut();
+                    shard.turn();
+                    shard.accept(Rc::clone(&stream))
+                };
+                tokio::task::spawn_local(drive(Rc::clone(&shard), key, stream));
+            }
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept a connection");
+                tokio::time::sleep(PAUSE).await;
+            }
+        }
+    }
+}

@@ -1,0 +1,225 @@
+//! A shard's links: which routers are reached, and what waits to be written to each. The tasks that dial and read are in
+//! [`super::dial`].
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::{BTreeSet, HashMap, VecDeque},
+    rc::Rc,
+};
+
+use penstock_common::{name::PartitionKey, rendezvous};
+use penstock_proto::link;
+use slab::Slab;
+use tokio::sync::Notify;
+
+use crate::connection::table::ConnectionKey;
+
+/// Names a link of a shard; never used again.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub(crate) struct LinkKey {
+    pub(crate) slot: u32,
+    pub(crate) life: u32,
+}
+
+/// Most bytes that wait for a link's control stream; beyond, the link is closed.
+const CONTROL_BYTES: usize = 16 << 20;
+/// Most messages that wait for a link's data stream; beyond, the link is closed. Appends are bounded by credit.
+const DATA_MESSAGES: usize = 65_536;
+
+/// What waits to be written on one stream of a link. Filled by the shard, emptied by the stream's writer.
+pub(crate) struct Outbox<T> {
+    queue: RefCell<VecDeque<T>>,
+    filled: Notify,
+    closed: Cell<bool>,
+}
+
+impl<T> Outbox<T> {
+    pub(crate) fn new() -> Rc<Self> {
+        Rc::new(Self { queue: RefCell::default(), filled: Notify::new(), closed: Cell::new(false) })
+    }
+
+    fn push(&self, message: T) {
+        self.queue.borrow_mut().push_back(message);
+        self.filled.notify_one();
+    }
+
+    pub(crate) fn pop(&self) -> Option<T> {
+        self.queue.borrow_mut().pop_front()
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.queue.borrow().len()
+    }
+
+    pub(crate) fn is_closed(&self) -> bool {
+        self.closed.get()
+    }
+
+    fn close(&self) {
+        self.closed.set(true);
+        self.filled.notify_one();
+    }
+
+    /// Waits until there may be something, or the outbox was closed.
+    pub(crate) async fn filled(&self) {
+        self.filled.notified().await;
+    }
+}
+
+/// A link that is up: Welcome has come.
+pub(crate) struct Link {
+    /// Incarnation of the router.
+    pub(crate) router: u64,
+    pub(crate) control: Rc<Outbox<link::ControlUp>>,
+    pub(crate) data: Rc<Outbox<link::DataUp>>,
+    control_bytes: Rc<Cell<usize>>,
+    /// The router drains: it is no home any more.
+    pub(crate) leaving: bool,
+    /// Attaches that are not confirmed, by number.
+    pub(crate) attaches: HashMap<u64, Vec<ConnectionKey>>,
+    /// Interest that is not confirmed: message number → version of the filters.
+    pub(crate) interest: HashMap<u64, u64>,
+    /// Versions that are not confirmed.
+    pub(crate) unconfirmed: BTreeSet<u64>,
+    /// The snapshot is not confirmed: messages of it that are open, and the version it holds.
+    pub(crate) snapshot: Option<(BTreeSet<u64>, u64)>,
+    /// View of the last Synced.
+    pub(crate) synced: Option<u64>,
+    numbers: u64,
+    /// Unless through another router.
+    pub(crate) channel: Option<tonic::transport::Channel>,
+    /// Ends the link's task.
+    pub(crate) stop: Rc<Notify>,
+}
+
+impl Link {
+    pub(crate) fn new(
+        router: u64,
+        control: Rc<Outbox<link::ControlUp>>,
+        data: Rc<Outbox<link::DataUp>>,
+        control_bytes: Rc<Cell<usize>>,
+        stop: Rc<Notify>,
+    ) -> Self {
+        Self {
+            router,
+            control,
+            data,
+            control_bytes,
+            leaving: false,
+            attaches: HashMap::new(),
+            interest: HashMap::new(),
+            unconfirmed: BTreeSet::new(),
+            snapshot: None,
+            synced: None,
+            numbers: 0,
+            channel: None,
+            stop,
+        }
+    }
+
+    /// A number that this link has not used.
+    pub(crate) fn number(&mut self) -> u64 {
+        self.numbers += 1;
+        self.numbers
+    }
+
+    /// Queues a control message. A link that can't keep up is closed.
+    pub(crate) fn control(&self, kind: link::control_up::Kind) {
+        let message = link::ControlUp { kind: Some(kind) };
+        let bytes = self.control_bytes.get() + prost::Message::encoded_len(&message);
+        self.control_bytes.set(bytes);
+        if bytes > CONTROL_BYTES {
+            tracing::warn!(router = self.router, bytes, "closing a link whose control stream does not move");
+            self.stop.notify_one();
+        } else {
+            self.control.push(message);
+        }
+    }
+
+    /// Queues a data message. A link that can't keep up is closed.
+    pub(crate) fn data(&self, kind: link::data_up::Kind) {
+        if self.data.len() >= DATA_MESSAGES {
+            tracing::warn!(router = self.router, "closing a link whose data stream does not move");
+            self.stop.notify_one();
+        } else {
+            self.data.push(link::DataUp { kind: Some(kind) });
+        }
+    }
+
+    /// Whether this version of the filters is known to the router.
+    pub(crate) fn has_confirmed(&self, version: u64) -> bool {
+        !self.unconfirmed.contains(&version) && self.snapshot.as_ref().is_none_or(|(_, held)| version > *held)
+    }
+
+    pub(crate) fn close(&self) {
+        self.control.close();
+        self.data.close();
+        self.stop.notify_one();
+    }
+}
+
+/// The links of a shard that are up.
+#[derive(Default)]
+pub(crate) struct Links {
+    slab: Slab<(u32, Link)>,
+    lives: u32,
+}
+
+impl Links {
+    pub(crate) fn insert(&mut self, link: Link) -> LinkKey {
+        self.lives = self.lives.wrapping_add(1);
+        let slot = self.slab.insert((self.lives, link));
+        LinkKey { slot: u32::try_from(slot).unwrap_or(u32::MAX), life: self.lives }
+    }
+
+    pub(crate) fn get(&self, key: LinkKey) -> Option<&Link> {
+        self.slab.get(key.slot as usize).filter(|(life, _)| *life == key.life).map(|(_, link)| link)
+    }
+
+    pub(crate) fn get_mut(&mut self, key: LinkKey) -> Option<&mut Link> {
+        self.slab.get_mut(key.slot as usize).filter(|(life, _)| *life == key.life).map(|(_, link)| link)
+    }
+
+    pub(crate) fn remove(&mut self, key: LinkKey) -> Option<Link> {
+        self.get(key)?;
+        self.slab.try_remove(key.slot as usize).map(|(_, link)| link)
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (LinkKey, &Link)> {
+        let key = |slot: usize, life: u32| LinkKey { slot: u32::try_from(slot).unwrap_or(u32::MAX), life };
+        self.slab.iter().map(move |(slot, (life, link))| (key(slot, *life), link))
+    }
+
+    pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Link> {
+        self.slab.iter_mut().map(|(_, (_, link))| link)
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.slab.is_empty()
+    }
+
+    pub(crate) fn keys(&self) -> Vec<LinkKey> {
+        self.iter().map(|(key, _)| key).collect()
+    }
+
+    /// The home of a partition: a router with a live link that does not leave.
+    pub(crate) fn home(&self, partition: &PartitionKey) -> Option<LinkKey> {
+        self.in_order(partition).into_iter().next()
+    }
+
+    /// Links in the order in which their routers stand in for each other at a partition.
+    pub(crate) fn in_order(&self, partition: &PartitionKey) -> Vec<LinkKey> {
+        let candidates = self.iter().filter(|(_, link)| !link.leaving);
+        let mut links: Vec<_> = candidates
+            .map(|(key, link)| (rendezvous::weight(partition, link.router), link.router, key))
+            .collect();
+        links.sort_unstable_by(|a, b| b.cmp(a));
+        links.into_iter().map(|(_, _, key)| key).collect()
+    }
+
+    /// Up to two routers for the owner's registration.
+    pub(crate) fn two(&self) -> [u64; 2] {
+        let mut routers = self.iter().map(|(_, link)| link.router);
+        [routers.next().unwrap_or(0), routers.next().unwrap_or(0)]
+    }
+}

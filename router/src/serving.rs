@@ -1,0 +1,109 @@
+//! What groups and doors see of this router's homes: the traits of [`crate::groups::home`], kept by [`crate::home::Home`]
+//! and [`crate::homes::Homes`].
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use penstock_common::{
+    name::{PartitionKey, TenantName},
+    position::{EntryId, Term},
+    registry::Members,
+    store::{CommitError, CursorChange, Cursors, StoreError, StoredEntry, Totals},
+};
+use penstock_proto::{
+    admin::LinkStatus,
+    messaging::{PushReceipt, PushRequest},
+};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    groups::home::{Homes, PartitionHome},
+    home::Home,
+    homes,
+};
+
+#[async_trait]
+impl PartitionHome for Home {
+    fn key(&self) -> &PartitionKey {
+        &self.key
+    }
+
+    fn term(&self) -> Term {
+        Home::term(self)
+    }
+
+    fn last(&self) -> watch::Receiver<EntryId> {
+        Home::last(self)
+    }
+
+    fn totals(&self) -> Totals {
+        Home::totals(self)
+    }
+
+    async fn read(
+        &self,
+        after: EntryId,
+        max_entries: usize,
+        max_bytes: usize,
+    ) -> Result<Vec<Arc<StoredEntry>>, StoreError> {
+        Home::read(self, after, max_entries, max_bytes).await
+    }
+
+    async fn commit(&self, changes: Vec<CursorChange>) -> Result<(), CommitError> {
+        Home::commit(self, changes).await
+    }
+
+    async fn cursors(&self) -> Result<Cursors, StoreError> {
+        self.homes.store.cursors(&self.key).await
+    }
+
+    fn lost(&self) -> &CancellationToken {
+        Home::lost(self)
+    }
+}
+
+/// The homes of this router, shared.
+pub struct HomesHere(pub Arc<homes::Homes>);
+
+#[async_trait]
+impl Homes for HomesHere {
+    fn get(&self, key: &PartitionKey) -> Option<Arc<dyn PartitionHome>> {
+        self.0.get(key).map(|home| home as Arc<dyn PartitionHome>)
+    }
+
+    async fn open(&self, key: &PartitionKey) -> Result<Arc<dyn PartitionHome>, StoreError> {
+        self.0.open(key).await.map(|home| home as Arc<dyn PartitionHome>)
+    }
+
+    async fn push(&self, tenant: &TenantName, request: PushRequest) -> PushReceipt {
+        self.0.push(tenant, request).await
+    }
+
+    fn taken(&self, key: &PartitionKey, term: Term) {
+        if let Some(home) = self.0.get(key).filter(|home| home.term() < term) {
+            home.lose("another router has taken the partition");
+        }
+    }
+
+    fn members(&self) -> Arc<Members> {
+        self.0.presence.members()
+    }
+
+    fn registered(&self) -> Arc<Members> {
+        self.0.presence.registered()
+    }
+
+    fn incarnation(&self) -> u64 {
+        self.0.incarnation
+    }
+
+    fn links(&self) -> Vec<LinkStatus> {
+        let status = |link: Arc<crate::link::Link>| LinkStatus {
+            gateway: link.shard.gateway,
+            shard: link.shard.shard,
+            silent_ms: u64::try_from(link.silent().as_millis()).unwrap_or(u64::MAX),
+        };
+        self.0.links.all().into_iter().map(status).collect()
+    }
+}
