@@ -5,6 +5,9 @@
 
 #[path = "registry_suite/contract.rs"]
 mod contract;
+#[cfg(feature = "etcd")]
+#[path = "registry_suite/deaf_proxy.rs"]
+mod deaf_proxy;
 #[cfg(feature = "embedded")]
 #[path = "registry_suite/embedded.rs"]
 mod embedded;

@@ -9,7 +9,10 @@ use penstock_common::{
 };
 use tracing::info;
 
-use crate::hashing::{HashError, hash_password};
+use crate::{
+    hashing::{HashError, hash_password},
+    verify::PASSWORD_MIN,
+};
 
 /// The first operator.
 pub const ADMIN: &str = "admin";
@@ -32,7 +35,7 @@ pub enum BootstrapError {
     #[error(transparent)]
     Password(#[from] HashError),
     /// Too short.
-    #[error("the password of system/admin has fewer than {} characters", crate::door::admin::PASSWORD_MIN)]
+    #[error("the password of system/admin has fewer than {} characters", PASSWORD_MIN)]
     TooShort,
 }
 
@@ -54,7 +57,7 @@ pub async fn bootstrap_admin(
         return Ok(false);
     }
     let password = password.ok_or(BootstrapError::NoPassword)?;
-    if password.chars().count() < crate::door::admin::PASSWORD_MIN {
+    if password.chars().count() < PASSWORD_MIN {
         return Err(BootstrapError::TooShort);
     }
     let verifier = hash_password(password, seams)?;

@@ -24,12 +24,18 @@ use sha2::{Digest, Sha256};
 use tokio::{sync::watch, time::Instant};
 use tracing::warn;
 
-use crate::hashing::{self, Pool, PoolError};
+use crate::hashing::{Pool, PoolError};
+pub use crate::{
+    bootstrap::{BootstrapError, bootstrap_admin},
+    hashing::{HashError, generate_secret, hash_password},
+};
 
 /// How long a verdict may be used without asking again.
 pub const CACHED_FOR: Duration = Duration::from_secs(300);
 /// Verdicts that are remembered.
 const CACHED: usize = 10_000;
+/// Shortest password that may be set, characters.
+pub const PASSWORD_MIN: usize = 8;
 /// Longest password, bytes.
 pub const PASSWORD_MAX: usize = 1_024;
 /// Longest user name, bytes.
@@ -161,5 +167,3 @@ impl Verifier {
         cache.insert(key, Cached { role, users_version, until: now + CACHED_FOR });
     }
 }
-
-pub use hashing::{HashError, generate_secret, hash_password};

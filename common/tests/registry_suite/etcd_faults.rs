@@ -19,7 +19,8 @@ use tokio::{
 };
 
 use crate::{
-    contract::{LONG, client, event, gateway, owner, router, tenant, until, until_owner},
+    contract::{Handle, LONG, client, event, gateway, owner, router, tenant, until, until_owner},
+    deaf_proxy::DeafProxy,
     etcd_child::{self, Etcd, TTL},
 };
 
@@ -76,7 +77,7 @@ async fn a_dead_endpoint_beside_a_living_one_costs_nothing_but_time() {
     let etcd = etcd_child::shared().await;
     let mut config = etcd.config("/dead-endpoint/");
     config.endpoints.insert(0, "http://127.0.0.1:9".to_owned());
-    let registry: crate::contract::Handle = EtcdRegistry::open(config, Seams::real()).await.unwrap();
+    let registry: Handle = EtcdRegistry::open(config, Seams::real()).await.unwrap();
     registry.join(gateway(1)).await.unwrap();
     until(registry.members(), "the gateway", |members| members.gateways.contains_key(&1)).await;
     let claim = registry.claim(client("c"), owner(1, 0)).await.unwrap();
@@ -235,27 +236,52 @@ async fn history_that_was_compacted_while_the_watch_was_away_is_not_missed() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_claim_sent_twice_still_names_whom_it_replaced() {
-    let etcd = Etcd::start().await;
+async fn a_claim_carried_out_twice_still_names_whom_it_replaced() {
+    let etcd = etcd_child::shared().await;
+    let proxy = DeafProxy::start(&etcd.url()).await;
     let b = etcd.open("/twice/").await;
     let mut config = etcd.config("/twice/");
-    // The same member by two names: the second attempt goes out while the first may yet be carried out.
-    config.endpoints.push(etcd.url().replace("127.0.0.1", "localhost"));
-    let a: crate::contract::Handle = EtcdRegistry::open(config, Seams::real()).await.unwrap();
-    // Leases are there already: only the claim itself is held up.
+    config.endpoints.insert(0, proxy.url.clone());
+    let a: Handle = EtcdRegistry::open(config, Seams::real()).await.unwrap();
+    // The lease is there already: only the claim itself loses its answer.
     a.claim(client("warm"), owner(1, 0)).await.unwrap();
     let old = b.claim(client("c"), owner(2, 0)).await.unwrap();
-    etcd.stop();
-    let claiming = tokio::spawn({
-        let a = a.clone();
-        async move { a.claim(client("c"), owner(1, 0)).await }
-    });
-    // The first attempt has a second.
-    sleep(Duration::from_millis(1_300)).await;
-    etcd.go_on();
-    let claim = claiming.await.unwrap().unwrap();
+    proxy.lose_answers(true);
+    let claim = a.claim(client("c"), owner(1, 0)).await.unwrap();
     assert_eq!(claim.previous, Some((owner(2, 0), old.epoch)));
+    assert!(
+        claim.epoch.revision() > old.epoch.revision().map(|revision| revision + 1),
+        "carried out once only"
+    );
     assert_eq!(b.owner(&client("c")).await.unwrap(), Some((owner(1, 0), claim.epoch)));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_carried_out_unheard_is_taken_back_or_found_again() {
+    let etcd = etcd_child::shared().await;
+    let proxy = DeafProxy::start(&etcd.url()).await;
+    let b = etcd.open("/unheard/").await;
+    let config = EtcdConfig { endpoints: vec![proxy.url.clone()], ..etcd.config("/unheard/") };
+    let a: Handle = EtcdRegistry::open(config, Seams::real()).await.unwrap();
+    let mut events = a.ownership_events().unwrap();
+    a.claim(client("warm"), owner(1, 0)).await.unwrap();
+    proxy.lose_answers(true);
+    let provisional = Epoch::provisional(Term(1), 1);
+    a.adopt(client("adopted"), owner(1, 2), provisional, None);
+    until_owner(&b, &client("adopted"), |owner| owner.is_some()).await;
+    assert!(matches!(a.claim(client("abandoned"), owner(1, 1)).await, Err(ClaimError::Unavailable(_))));
+    assert!(
+        b.owner(&client("abandoned")).await.unwrap().is_some(),
+        "it was not carried out: nothing to test"
+    );
+    proxy.lose_answers(false);
+    until_owner(&b, &client("abandoned"), |owner| owner.is_none()).await;
+    // Our own, from an attempt whose answer was lost: not another's.
+    let OwnershipEvent::Renewed { old, new, .. } = event(&mut events).await else { panic!("superseded") };
+    assert_eq!(old, provisional);
+    assert_eq!(b.owner(&client("adopted")).await.unwrap(), Some((owner(1, 2), new)));
+    let next = b.claim(client("abandoned"), owner(2, 0)).await.unwrap();
+    assert_eq!(next.previous, None);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

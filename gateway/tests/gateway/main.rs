@@ -4,6 +4,8 @@
 
 mod admission;
 mod client;
+mod links;
+mod pause;
 mod registry;
 mod router;
 mod setup;

@@ -33,6 +33,8 @@ pub struct TestRegistry {
     /// Claims wait for `release_claims`.
     pub slow: AtomicBool,
     go: Notify,
+    /// The next release takes this long: the shard's thread stands still as if the process was stopped.
+    pub stop_ms: AtomicU64,
 }
 
 impl TestRegistry {
@@ -50,6 +52,7 @@ impl TestRegistry {
             away: AtomicBool::new(false),
             slow: AtomicBool::new(false),
             go: Notify::new(),
+            stop_ms: AtomicU64::new(0),
         })
     }
 
@@ -148,6 +151,8 @@ impl Registry for TestRegistry {
     }
 
     fn release(&self, client: ClientKey, epoch: Epoch) {
+        let stop = self.stop_ms.swap(0, Ordering::SeqCst);
+        std::thread::sleep(std::time::Duration::from_millis(stop));
         let mut owners = self.owners.lock().unwrap();
         if owners.get(&client).is_some_and(|(_, present)| *present == epoch) {
             owners.remove(&client);

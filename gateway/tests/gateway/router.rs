@@ -190,13 +190,14 @@ impl Inner {
         }
     }
 
-    async fn answer(&self, link: &str, kind: control_up::Kind) {
+    async fn answer(&self, link: &str, via: Option<u64>, kind: control_up::Kind) {
         use control_down::Kind as Down;
         use control_up::Kind as Up;
         let held = |flag: &AtomicBool| flag.load(Ordering::SeqCst);
         let answer = match kind {
             Up::Hello(_) => Down::Welcome(link::Welcome {
-                router: self.incarnation,
+                // A relay passes the other router's answer on.
+                router: via.unwrap_or(self.incarnation),
                 heartbeat_ms: 200,
                 silence_ms: 4_000,
             }),
@@ -246,13 +247,14 @@ impl link_server::Link for Service {
         assert_eq!(request.metadata().get("penstock-secret").unwrap(), "hush");
         let (sender, receiver) = mpsc::channel(1_024);
         let link = link_of(&request);
+        let via = request.metadata().get("penstock-via").map(|via| via.to_str().unwrap().parse().unwrap());
         self.0.control.lock().unwrap().insert(link.clone(), sender);
         let (inner, mut stream) = (Arc::clone(&self.0), request.into_inner());
         tokio::spawn(async move {
             while let Some(Ok(message)) = stream.next().await {
                 let kind = message.kind.unwrap();
                 let _ = inner.seen.send(Seen::Control(kind.clone()));
-                inner.answer(&link, kind).await;
+                inner.answer(&link, via, kind).await;
             }
             inner.control.lock().unwrap().remove(&link);
         });

@@ -23,10 +23,8 @@ use super::{
     auth::{Auth, Caller},
     cluster, status,
 };
-use crate::verify::{PASSWORD_MAX, USER_MAX, Verifier};
+use crate::verify::{PASSWORD_MAX, PASSWORD_MIN, USER_MAX, Verifier};
 
-/// Shortest password, characters.
-pub const PASSWORD_MIN: usize = 8;
 /// Partitions of a tenant that doesn't say.
 const PARTITIONS: u32 = 4;
 /// Largest packet that a tenant may be allowed, bytes.

@@ -207,7 +207,7 @@ impl Consuming {
                         return;
                     }
                 }
-                () = responses.closed() => return,
+                () = self.responses.closed() => return,
             }
         }
     }
