@@ -12,7 +12,7 @@ use penstock_common::{
     },
     telemetry,
 };
-use penstock_gateway::{Gateway, config::GatewayConfig, settings};
+use penstock_gateway::{Gateway, GatewayConfig, settings};
 
 const OWN: &[Setting] = &[
     process::ETCD,

@@ -10,11 +10,17 @@
 //! ([`presence`]).
 
 pub mod batch;
+pub mod bootstrap;
 pub mod config;
+pub mod consume;
 pub mod control;
+pub mod door;
 pub mod doors;
 pub mod fan;
 pub mod fanout;
+pub mod groups;
+pub mod hands;
+pub mod hashing;
 pub mod home;
 pub mod homes;
 pub mod interest;
@@ -25,8 +31,11 @@ pub mod metrics;
 pub mod outbox;
 pub mod owners;
 pub mod pace;
+pub mod peer;
+pub mod peers;
 pub mod presence;
 pub mod producers;
+pub mod push;
 pub mod relay;
 pub mod route;
 pub mod secret;
@@ -36,3 +45,4 @@ pub mod settings;
 pub mod stale;
 pub mod start;
 pub mod tail;
+pub mod verify;

@@ -1,0 +1,81 @@
+//! What groups and doors ask of homes: one partition's home on this router, and the table of them. Traits, so that groups
+//! and doors are tested without links and lanes.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use penstock_common::{
+    name::{PartitionKey, TenantName},
+    position::{EntryId, Term},
+    registry::Members,
+    store::{CommitError, CursorChange, Cursors, StoreError, StoredEntry, Totals},
+};
+use penstock_proto::{
+    admin::LinkStatus,
+    messaging::{PushReceipt, PushRequest},
+};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+/// The home of one partition, on this router. It survives a reconnect to the store by the same router: the term rises, the
+/// state stays.
+#[async_trait]
+pub trait PartitionHome: Send + Sync + 'static {
+    /// Which partition.
+    fn key(&self) -> &PartitionKey;
+
+    /// The present term.
+    fn term(&self) -> Term;
+
+    /// Id of the last stored entry; changes with every append.
+    fn last(&self) -> watch::Receiver<EntryId>;
+
+    /// Totals at the last stored entry.
+    fn totals(&self) -> Totals;
+
+    /// Entries above `after`, oldest first, from memory or the store: at most `max_entries`, and no more once `max_bytes`
+    /// of records are read (at least one if there is one).
+    async fn read(
+        &self,
+        after: EntryId,
+        max_entries: usize,
+        max_bytes: usize,
+    ) -> Result<Vec<Arc<StoredEntry>>, StoreError>;
+
+    /// Moves cursors under the present term. `Fenced` with [`Self::lost`] not cancelled: try again, the term has risen.
+    async fn commit(&self, changes: Vec<CursorChange>) -> Result<(), CommitError>;
+
+    /// All cursors of the partition.
+    async fn cursors(&self) -> Result<Cursors, StoreError>;
+
+    /// Cancelled when this router is no longer the home.
+    fn lost(&self) -> &CancellationToken;
+}
+
+/// The homes of this router, and who else is there.
+#[async_trait]
+pub trait Homes: Send + Sync + 'static {
+    /// The home of a partition, if it is here.
+    fn get(&self, key: &PartitionKey) -> Option<Arc<dyn PartitionHome>>;
+
+    /// Becomes the home: takes the term unless it is held here.
+    async fn open(&self, key: &PartitionKey) -> Result<Arc<dyn PartitionHome>, StoreError>;
+
+    /// Routes a push: for a client whose home is here, or (with an empty client) to all subscribers of the tenant.
+    async fn push(&self, tenant: &TenantName, request: PushRequest) -> PushReceipt;
+
+    /// Another router has taken the partition under this term: the home here, if its term is lower, is lost.
+    fn taken(&self, key: &PartitionKey, term: Term);
+
+    /// Members that are alive by two witnesses.
+    fn members(&self) -> Arc<Members>;
+
+    /// Members that the registry names now.
+    fn registered(&self) -> Arc<Members>;
+
+    /// This life of this router.
+    fn incarnation(&self) -> u64;
+
+    /// Links of this router.
+    fn links(&self) -> Vec<LinkStatus>;
+}

@@ -1,0 +1,81 @@
+//! How far a group is behind on one partition: from the home that serves it, from a home that doesn't, or, when there is no
+//! home, from the store read-only (asking must not move a partition).
+
+use std::sync::Arc;
+
+use penstock_common::{
+    clock::UnixMillis,
+    name::PartitionKey,
+    position::EntryId,
+    store::{GroupCursor, Store, StoreError, StoredEntry, Totals},
+};
+use penstock_proto::messaging::PartitionStatus;
+
+use super::{cursor::done_in_open, dispatch::Standing, home::PartitionHome, serve::Serving};
+
+/// Bytes of the log's end that are read to find its last entry.
+const LAST: usize = 1;
+
+/// As the home on this router knows it.
+pub async fn at_home(
+    serving: &Serving,
+    home: &Arc<dyn PartitionHome>,
+    group: &str,
+    now: UnixMillis,
+) -> Result<PartitionStatus, StoreError> {
+    let standing = match serving.standing(home.key(), group).await {
+        Some(standing) => standing,
+        None => standing_of(home.cursors().await?.groups.get(group)),
+    };
+    let oldest = home.read(standing.done_up_to, 1, 1).await?;
+    let oldest = oldest.first().map(|entry| entry.entry.first_received_at);
+    Ok(status(home.key().partition, standing, home.totals(), oldest, now))
+}
+
+/// As the store knows it.
+pub async fn in_store(
+    store: &dyn Store,
+    key: &PartitionKey,
+    group: &str,
+    now: UnixMillis,
+) -> Result<PartitionStatus, StoreError> {
+    let standing = standing_of(store.cursors(key).await?.groups.get(group));
+    let oldest = store.read(key, standing.done_up_to, 1, 1).await?;
+    let totals = match last_entry(store, key).await? {
+        Some(last) => last.entry.totals,
+        None => Totals { records: standing.done, bytes: 0 },
+    };
+    let oldest = oldest.first().map(|entry| entry.entry.first_received_at);
+    Ok(status(key.partition, standing, totals, oldest, now))
+}
+
+async fn last_entry(store: &dyn Store, key: &PartitionKey) -> Result<Option<StoredEntry>, StoreError> {
+    let Some((id, _)) = store.read_back(key, LAST).await?.entries.first().cloned() else { return Ok(None) };
+    let before = EntryId { sequence: id.sequence.saturating_sub(1), ..id };
+    Ok(store.read(key, before, 1, 1).await?.pop())
+}
+
+fn standing_of(cursor: Option<&GroupCursor>) -> Standing {
+    cursor.map_or_else(Standing::default, |cursor| Standing {
+        done_up_to: cursor.done_up_to,
+        done: cursor.done_records + done_in_open(cursor),
+        ..Standing::default()
+    })
+}
+
+fn status(
+    partition: u32,
+    standing: Standing,
+    totals: Totals,
+    oldest: Option<UnixMillis>,
+    now: UnixMillis,
+) -> PartitionStatus {
+    let lag = totals.records.saturating_sub(standing.done);
+    PartitionStatus {
+        partition,
+        lag_records: lag,
+        open_records: standing.open,
+        oldest_ms: oldest.filter(|_| lag > 0).map_or(0, |since| now.saturating_sub(since)),
+        consumers: standing.consumers,
+    }
+}
