@@ -21,7 +21,9 @@ pub const ADMIN: &str = "admin";
 #[derive(Debug, thiserror::Error)]
 pub enum BootstrapError {
     /// There is no `system/admin` and no password to create it with.
-    #[error("there is no user system/admin yet: give its password with --admin-password-file or PENSTOCK_ADMIN_PASSWORD")]
+    #[error(
+        "there is no user system/admin yet: give its password with --admin-password-file or PENSTOCK_ADMIN_PASSWORD"
+    )]
     NoPassword,
     /// The store failed.
     #[error(transparent)]

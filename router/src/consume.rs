@@ -242,7 +242,8 @@ impl Follower {
     }
 
     async fn at_peer(&self, member: &Member, take: bool) -> Result<Source, Status> {
-        let mut client = self.inside.peers.client(member).map_err(|error| Status::unavailable(error.to_string()))?;
+        let mut client =
+            self.inside.peers.client(member).map_err(|error| Status::unavailable(error.to_string()))?;
         let (say, stream) = mpsc::channel(SAYINGS);
         let join = Join {
             tenant: self.key.tenant.to_string(),
@@ -321,7 +322,8 @@ impl Source {
         match self {
             Self::Here(served) => served.next().await.map_err(status::of_ended),
             Self::There { batches, .. } => loop {
-                let response = batches.message().await?.ok_or_else(|| Status::unavailable("the stream ended"))?;
+                let response =
+                    batches.message().await?.ok_or_else(|| Status::unavailable("the stream ended"))?;
                 if let Some(serve_response::Kind::Batch(batch)) = response.kind {
                     return Ok(batch);
                 }

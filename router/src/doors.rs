@@ -4,7 +4,9 @@ use std::{io, sync::Arc};
 
 use async_trait::async_trait;
 use penstock_common::{name::TenantName, store::Role};
-use penstock_proto::link::{AuthResult, Authenticate, Verdict as Answer, link_server::LinkServer as LinkService};
+use penstock_proto::link::{
+    AuthResult, Authenticate, Verdict as Answer, link_server::LinkServer as LinkService,
+};
 use tokio::sync::mpsc;
 use tonic::service::Routes;
 
@@ -76,7 +78,11 @@ impl Doors {
     /// Microservices and operators.
     pub fn outside(&self) -> Routes {
         let messaging = MessagingService::server(self.inside.clone(), self.auth.clone());
-        Routes::new(messaging).add_service(AdminService::server(self.inside.clone(), self.auth.clone(), Arc::clone(&self.verifier)))
+        Routes::new(messaging).add_service(AdminService::server(
+            self.inside.clone(),
+            self.auth.clone(),
+            Arc::clone(&self.verifier),
+        ))
     }
 }
 

@@ -57,7 +57,8 @@ impl Hands {
         let key = (batch.partition, batch.term, batch.sequence);
         let held = self.entries.get(&key);
         let indexes = indexes(batch);
-        let new = indexes.iter().filter(|index| !held.is_some_and(|held| held.contains(**index))).count() as u64;
+        let new =
+            indexes.iter().filter(|index| !held.is_some_and(|held| held.contains(**index))).count() as u64;
         if self.count > 0 && self.count + new > u64::from(self.credit) {
             return false;
         }

@@ -200,7 +200,11 @@ struct Place {
 }
 
 impl Place {
-    fn take(waiting: &Arc<Mutex<HashMap<String, usize>>>, tenant: &TenantName, address: &str) -> Option<Self> {
+    fn take(
+        waiting: &Arc<Mutex<HashMap<String, usize>>>,
+        tenant: &TenantName,
+        address: &str,
+    ) -> Option<Self> {
         let names = [format!("tenant {tenant}"), format!("address {address}")];
         let mut counts = waiting.lock().unwrap_or_else(PoisonError::into_inner);
         let fits = |name: &String, most| counts.get(name).is_none_or(|count| *count < most);

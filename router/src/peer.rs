@@ -100,7 +100,8 @@ impl Peer for PeerService {
     ) -> Result<Response<Self::ServeStream>, Status> {
         self.check(&request)?;
         let mut requests = request.into_inner();
-        let Some(serve_request::Kind::Join(join)) = requests.message().await?.and_then(|first| first.kind) else {
+        let Some(serve_request::Kind::Join(join)) = requests.message().await?.and_then(|first| first.kind)
+        else {
             return Err(Status::invalid_argument("the first request must be a join"));
         };
         let served = self.join(&join).await?;

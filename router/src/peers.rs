@@ -86,7 +86,8 @@ pub struct Peers {
 impl Peers {
     /// Calls with this secret.
     pub fn new(secret: Option<&str>) -> Result<Arc<Self>, PeerError> {
-        let secret = secret.map(str::parse::<MetadataValue<Ascii>>).transpose().map_err(|_| PeerError::Secret)?;
+        let secret =
+            secret.map(str::parse::<MetadataValue<Ascii>>).transpose().map_err(|_| PeerError::Secret)?;
         let secret = secret.map(|mut value| {
             value.set_sensitive(true);
             value
@@ -136,7 +137,8 @@ impl Peers {
     ) {
         while let Some(TookOver { previous, key, term }) = taken.recv().await {
             let members = members();
-            let Some(Ok(mut client)) = members.routers.get(&previous).map(|member| self.client(member)) else {
+            let Some(Ok(mut client)) = members.routers.get(&previous).map(|member| self.client(member))
+            else {
                 continue;
             };
             let told = TookRequest { tenant: key.tenant.to_string(), partition: key.partition, term: term.0 };

@@ -30,7 +30,8 @@ const OWN: &[Setting] = &[
         "redis.accept_unreadable_config",
         "Work with a Redis that does not show its CONFIG: you vouch for it",
     ),
-    Setting::new("link-listen", "link.listen", "ADDRESS:PORT", "Where gateways and routers link").or("127.0.0.1:7000"),
+    Setting::new("link-listen", "link.listen", "ADDRESS:PORT", "Where gateways and routers link")
+        .or("127.0.0.1:7000"),
     Setting::new(
         "link-advertise",
         "link.advertise",
@@ -80,7 +81,10 @@ pub fn read(reader: &mut Reader) -> RouterProgram {
     let link_listen: SocketAddr = reader.value("link-listen");
     let link_advertise = reader.optional("link-advertise");
     if link_listen.ip().is_unspecified() && link_advertise.is_none() {
-        reader.fault("link-advertise", "is needed when --link-listen is on all addresses: others can't dial those");
+        reader.fault(
+            "link-advertise",
+            "is needed when --link-listen is on all addresses: others can't dial those",
+        );
     }
     let secret = process::cluster_secret(reader, Some(("link-listen", link_listen)));
     let router = RouterConfig {
@@ -120,15 +124,26 @@ pub async fn run(program: RouterProgram, process: Process) -> Result<(), Failure
     let store_ends = tokio_util::sync::CancellationToken::new();
     let opening = async {
         let store = RedisStore::open(program.redis, &store_ends).await.map_err(Failure::of)?;
-        let registry = EtcdRegistry::open(EtcdConfig::new(program.etcd), seams.clone()).await.map_err(Failure::of)?;
-        verify::bootstrap_admin(&*store, &*registry, &seams, program.admin_password.as_ref().map(Secret::expose))
-            .await
-            .map_err(Failure::of)?;
+        let registry =
+            EtcdRegistry::open(EtcdConfig::new(program.etcd), seams.clone()).await.map_err(Failure::of)?;
+        verify::bootstrap_admin(
+            &*store,
+            &*registry,
+            &seams,
+            program.admin_password.as_ref().map(Secret::expose),
+        )
+        .await
+        .map_err(Failure::of)?;
         Ok((store, registry))
     };
     let (store, registry) = process::unless_drained(&life, opening).await?;
     process::show_health(&mut metrics, "penstock_store_up", "Whether the store answers", store.healthy());
-    process::show_health(&mut metrics, "penstock_registry_up", "Whether the registry answers", registry.healthy());
+    process::show_health(
+        &mut metrics,
+        "penstock_registry_up",
+        "Whether the registry answers",
+        registry.healthy(),
+    );
     let starting = async {
         let (registry, store): (Arc<dyn Registry>, Arc<dyn Store>) = (registry.clone(), store);
         Router::start(program.router, registry, store, seams.clone(), &mut metrics).await.map_err(Failure::of)

@@ -5,9 +5,13 @@ use std::net::SocketAddr;
 use penstock_common::config::{Reader, Setting};
 
 /// Where microservices and operators call.
-pub const GRPC_LISTEN: Setting =
-    Setting::new("grpc-listen", "grpc.listen", "ADDRESS:PORT", "Where microservices and operators call (gRPC)")
-        .or("127.0.0.1:7070");
+pub const GRPC_LISTEN: Setting = Setting::new(
+    "grpc-listen",
+    "grpc.listen",
+    "ADDRESS:PORT",
+    "Where microservices and operators call (gRPC)",
+)
+.or("127.0.0.1:7070");
 /// Takes passwords without TLS from other machines.
 pub const ACCEPT_PLAIN_PASSWORDS: Setting = Setting::switch(
     "accept-plain-passwords",
@@ -21,8 +25,10 @@ pub const ADMIN_PASSWORD_FILE: Setting = Setting::secret_file(
     "Password that system/admin is created with when there is none",
 );
 /// The same, in the environment.
-pub const ADMIN_PASSWORD: Setting =
-    Setting::secret_variable("admin-password", "Password that system/admin is created with when there is none");
+pub const ADMIN_PASSWORD: Setting = Setting::secret_variable(
+    "admin-password",
+    "Password that system/admin is created with when there is none",
+);
 
 /// Reads [`GRPC_LISTEN`]; passwords on it don't leave this machine in the clear unless that is accepted.
 pub fn grpc_listen(reader: &mut Reader) -> SocketAddr {

@@ -24,11 +24,11 @@ use sha2::{Digest, Sha256};
 use tokio::{sync::watch, time::Instant};
 use tracing::warn;
 
+use crate::hashing::{Pool, PoolError};
 pub use crate::{
     bootstrap::{BootstrapError, bootstrap_admin},
     hashing::{HashError, generate_secret, hash_password},
 };
-use crate::hashing::{Pool, PoolError};
 
 /// How long a verdict may be used without asking again.
 pub const CACHED_FOR: Duration = Duration::from_secs(300);

@@ -44,8 +44,12 @@ fn log(entries: &[Vec<(u8, bool)>]) -> Vec<Arc<StoredEntry>> {
 }
 
 fn records_of(out: &HandOut, log: &[Arc<StoredEntry>]) -> Vec<(u32, u8)> {
-    let clients: Vec<u8> =
-        RecordBatch::decode(out.records.clone()).unwrap().records.iter().map(|r| r.client[0] - b'a').collect();
+    let clients: Vec<u8> = RecordBatch::decode(out.records.clone())
+        .unwrap()
+        .records
+        .iter()
+        .map(|r| r.client[0] - b'a')
+        .collect();
     let entry = log.iter().find(|entry| entry.id == out.entry).unwrap();
     let all: Vec<u32> = (0..entry.entry.count).collect();
     let indexes = if out.indexes.is_empty() { all } else { out.indexes.clone() };

@@ -10,8 +10,9 @@ use penstock_common::{
 };
 use penstock_proto::admin::{
     AddUserRequest, ClusterRequest, ClusterResponse, CreateTenantRequest, DeleteTenantRequest,
-    DeleteTenantResponse, DeleteUserRequest, DeleteUserResponse, Limits, ListTenantsRequest, ListTenantsResponse,
-    ListUsersRequest, ListUsersResponse, SetPasswordRequest, SetTenantRequest, ShowTenantRequest, Tenant, User,
+    DeleteTenantResponse, DeleteUserRequest, DeleteUserResponse, Limits, ListTenantsRequest,
+    ListTenantsResponse, ListUsersRequest, ListUsersResponse, SetPasswordRequest, SetTenantRequest,
+    ShowTenantRequest, Tenant, User,
     admin_server::{Admin, AdminServer},
 };
 use tonic::{Request, Response, Status};
@@ -61,7 +62,9 @@ impl AdminService {
     async fn changed(&self, tenant: &TenantName) -> Result<(), Status> {
         self.inside.registry.raise_users_version(tenant).await.map_err(|error| {
             warn!(%tenant, %error, "a user was changed, and old verdicts can't be recalled");
-            Status::unavailable("the user is changed, but the old password may work for 5 minutes more: try again")
+            Status::unavailable(
+                "the user is changed, but the old password may work for 5 minutes more: try again",
+            )
         })
     }
 
@@ -92,7 +95,11 @@ impl Admin for AdminService {
         let limits = limits(wanted.limits, registry::Limits::default())?;
         let created_at = self.inside.seams.now_ms();
         let tenant = registry::Tenant { partitions, limits, users_version: 1, created_at };
-        self.inside.registry.create_tenant(&name, &tenant).await.map_err(|error| status::of_registry(&error))?;
+        self.inside
+            .registry
+            .create_tenant(&name, &tenant)
+            .await
+            .map_err(|error| status::of_registry(&error))?;
         info!(tenant = %name, partitions, "created a tenant");
         Ok(Response::new(to_proto(&name, &tenant)))
     }
@@ -155,13 +162,18 @@ impl Admin for AdminService {
         let user = store::User { name: wanted.name, role, verifier };
         let created = self.inside.store.put_user(&tenant, &user, true).await;
         if !created.map_err(|error| status::of_store(&error))? {
-            return Err(Status::already_exists("there is a user of this name: set its password, or delete it first"));
+            return Err(Status::already_exists(
+                "there is a user of this name: set its password, or delete it first",
+            ));
         }
         self.changed(&tenant).await?;
         Ok(Response::new(user_to_proto(&tenant, &user)))
     }
 
-    async fn list_users(&self, request: Request<ListUsersRequest>) -> Result<Response<ListUsersResponse>, Status> {
+    async fn list_users(
+        &self,
+        request: Request<ListUsersRequest>,
+    ) -> Result<Response<ListUsersResponse>, Status> {
         let (_, tenant) = self.of_tenant(&request, &request.get_ref().tenant).await?;
         self.inside.tenant(&tenant)?;
         let users = self.inside.store.users(&tenant).await.map_err(|error| status::of_store(&error))?;
@@ -187,7 +199,9 @@ impl Admin for AdminService {
         let (caller, tenant) = self.of_tenant(&request, &request.get_ref().tenant).await?;
         let name = request.into_inner().name;
         if caller.tenant == tenant && caller.user == name {
-            return Err(Status::failed_precondition("you can't delete yourself: let another administrator do it"));
+            return Err(Status::failed_precondition(
+                "you can't delete yourself: let another administrator do it",
+            ));
         }
         let deleted = self.inside.store.delete_user(&tenant, &name).await;
         if !deleted.map_err(|error| status::of_store(&error))? {
@@ -236,7 +250,9 @@ fn role(name: &str, tenant: &TenantName) -> Result<Role, Status> {
         "service" if !system => Ok(Role::Service),
         "tenant-admin" if !system => Ok(Role::TenantAdmin),
         "admin" if system => Ok(Role::Admin),
-        "device" | "service" | "tenant-admin" => Err(Status::invalid_argument("role: tenant system has role admin only")),
+        "device" | "service" | "tenant-admin" => {
+            Err(Status::invalid_argument("role: tenant system has role admin only"))
+        }
         "admin" => Err(Status::invalid_argument("role: admin is for tenant system only")),
         _ => Err(Status::invalid_argument("role: device, service, tenant-admin or admin")),
     }

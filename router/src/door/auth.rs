@@ -48,7 +48,9 @@ impl Auth {
         match caller.role {
             Role::Service | Role::TenantAdmin => Ok(caller),
             Role::Device => Err(refused("role device may only use MQTT: use a user with role service")),
-            Role::Admin => Err(refused("system/admin has no messages: use a user of the tenant with role service")),
+            Role::Admin => {
+                Err(refused("system/admin has no messages: use a user of the tenant with role service"))
+            }
         }
     }
 

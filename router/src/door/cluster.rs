@@ -27,7 +27,8 @@ fn members(alive: &Members, registered: &Members) -> Vec<admin::Member> {
     let routers = both(|members| &members.routers);
     let gateways = both(|members| &members.gateways);
     let known = |member: &Member| {
-        registered.routers.contains_key(&member.incarnation) || registered.gateways.contains_key(&member.incarnation)
+        registered.routers.contains_key(&member.incarnation)
+            || registered.gateways.contains_key(&member.incarnation)
     };
     routers.values().chain(gateways.values()).map(|member| to_proto(member, known(member))).collect()
 }

@@ -42,7 +42,9 @@ pub async fn create(
     let wanted = checked(wanted, inside.seams.now_ms())?;
     let definition = inside.tenant(tenant)?;
     if definition.groups.len() >= GROUPS_MAX && !definition.groups.contains_key(&wanted.name) {
-        return Err(Status::resource_exhausted(format!("a tenant has at most {GROUPS_MAX} groups: delete some")));
+        return Err(Status::resource_exhausted(format!(
+            "a tenant has at most {GROUPS_MAX} groups: delete some"
+        )));
     }
     let group = match inside.registry.create_group(tenant, &wanted).await {
         Ok(()) => Arc::new(wanted),
@@ -101,7 +103,8 @@ pub async fn show(inside: &Inside, tenant: &TenantName, name: &str) -> Result<Gr
 
 /// Waits for a group that another router may have made just now.
 pub async fn await_active(inside: &Inside, tenant: &TenantName, name: &str) -> Result<Arc<Group>, Status> {
-    let active = |definition: &TenantDefinition| definition.groups.get(name).filter(|group| group.active).cloned();
+    let active =
+        |definition: &TenantDefinition| definition.groups.get(name).filter(|group| group.active).cloned();
     if let Some(group) = active(&*inside.tenant(tenant)?) {
         return Ok(group);
     }
@@ -220,7 +223,9 @@ mod tests {
             filters: filters.iter().map(|filter| (*filter).to_owned()).collect(),
             ..Default::default()
         };
-        for (name, filters) in [("", &[][..]), ("a\n", &[]), (&"x".repeat(129), &[]), ("a", &["a/#/b"]), ("a", &[""])] {
+        for (name, filters) in
+            [("", &[][..]), ("a\n", &[]), (&"x".repeat(129), &[]), ("a", &["a/#/b"]), ("a", &[""])]
+        {
             let refused = checked(group(name, filters), 1).unwrap_err();
             assert_eq!(refused.code(), tonic::Code::InvalidArgument, "{name:?} {filters:?}");
         }

@@ -3,9 +3,9 @@
 use std::{collections::BTreeSet, pin::Pin, sync::Arc};
 
 use penstock_proto::messaging::{
-    Batch, Begin, ConsumeRequest, ConsumeResponse, CreateGroupRequest, DeleteGroupRequest, DeleteGroupResponse,
-    Group, GroupStatus, Joined, ListGroupsRequest, ListGroupsResponse, PushReceipt, PushRequest, ShowGroupRequest,
-    consume_request, consume_response,
+    Batch, Begin, ConsumeRequest, ConsumeResponse, CreateGroupRequest, DeleteGroupRequest,
+    DeleteGroupResponse, Group, GroupStatus, Joined, ListGroupsRequest, ListGroupsResponse, PushReceipt,
+    PushRequest, ShowGroupRequest, consume_request, consume_response,
     messaging_server::{Messaging, MessagingServer},
 };
 use tokio::sync::{Semaphore, mpsc};

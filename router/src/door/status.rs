@@ -46,7 +46,9 @@ pub fn of_registry(fault: &RegistryError) -> Status {
 /// A password was not hashed.
 pub fn of_pool(fault: PoolError) -> Status {
     match fault {
-        PoolError::Busy => Status::resource_exhausted("too many passwords wait to be checked: try again in a second"),
+        PoolError::Busy => {
+            Status::resource_exhausted("too many passwords wait to be checked: try again in a second")
+        }
         PoolError::Stopped => Status::unavailable("passwords can't be checked now: try again"),
     }
 }

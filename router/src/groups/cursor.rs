@@ -92,7 +92,10 @@ mod tests {
     #[test]
     fn a_stored_bitmap_of_any_length_is_read() {
         let done = Done::from_stored(&[0b101], 10);
-        assert_eq!((done.done(), done.contains(2), done.contains(1), done.contains(9)), (2, true, false, false));
+        assert_eq!(
+            (done.done(), done.contains(2), done.contains(1), done.contains(9)),
+            (2, true, false, false)
+        );
         let long = Done::from_stored(&[0xff; 9], 3);
         assert!(long.complete() && !long.contains(3));
         assert!(Done::none(0).complete());

@@ -368,7 +368,8 @@ impl Dispatch {
         let ready = self.consumers.iter().filter(|(_, own)| own.free() > 0);
         let most = ready.clone().max_by_key(|(_, own)| own.free()).map(|(id, _)| *id);
         let free = most.and_then(|id| self.clients.next_free().map(|(at, client)| (at, client, id)));
-        let own = ready.filter_map(|(id, _)| self.clients.next_with(*id).map(|(at, client)| (at, client, *id)));
+        let own =
+            ready.filter_map(|(id, _)| self.clients.next_with(*id).map(|(at, client)| (at, client, *id)));
         own.chain(free).min_by_key(|(at, ..)| *at)
     }
 
@@ -385,9 +386,8 @@ impl Dispatch {
         let Some(place) = self.find(entry) else { return };
         let size = self.held.get(place).map_or(0, |held| held.size(index));
         let last = chunks.range((consumer, entry, 0)..=(consumer, entry, u32::MAX)).next_back();
-        let (chunk, full) = last.map_or((0, true), |((_, _, chunk), own)| {
-            (*chunk, own.bytes + size > HAND_OUT_BYTES)
-        });
+        let (chunk, full) =
+            last.map_or((0, true), |((_, _, chunk), own)| (*chunk, own.bytes + size > HAND_OUT_BYTES));
         let key = (consumer, entry, if full { chunk + 1 } else { chunk });
         let number = match chunks.get(&key) {
             Some(chunk) => chunk.number,
@@ -419,7 +419,8 @@ impl Dispatch {
     /// Makes the records of the next untouched entry available, or hands all of it out as it is. False: there is none, or
     /// nobody has credit.
     fn take_up(&mut self, whole: &mut Vec<HandOut>, now: u64) -> bool {
-        let Some((consumer, free)) = self.consumers.iter().map(|(id, own)| (*id, own.free())).max_by_key(|c| c.1)
+        let Some((consumer, free)) =
+            self.consumers.iter().map(|(id, own)| (*id, own.free())).max_by_key(|c| c.1)
         else {
             return false;
         };

@@ -168,7 +168,10 @@ impl Held {
             return self.records.slice(first.start..last.end);
         }
         let mut joined = BytesMut::with_capacity(ranges.iter().map(Range::len).sum());
-        ranges.into_iter().filter_map(|range| self.records.get(range)).for_each(|r| joined.extend_from_slice(r));
+        ranges
+            .into_iter()
+            .filter_map(|range| self.records.get(range))
+            .for_each(|r| joined.extend_from_slice(r));
         joined.freeze()
     }
 }

@@ -83,7 +83,11 @@ pub enum JoinError {
 
 impl Serving {
     /// Serves nothing yet.
-    pub fn new(store: Arc<dyn Store>, definitions: watch::Receiver<Arc<Definitions>>, seams: Seams) -> Arc<Self> {
+    pub fn new(
+        store: Arc<dyn Store>,
+        definitions: watch::Receiver<Arc<Definitions>>,
+        seams: Seams,
+    ) -> Arc<Self> {
         Arc::new(Self { store, definitions, seams, tasks: Mutex::default() })
     }
 
@@ -336,7 +340,8 @@ impl Run {
     fn flush(&mut self) {
         for (id, consumer) in &mut self.consumers {
             while let Some(batch) = consumer.waiting.pop_front() {
-                if let Err(mpsc::error::TrySendError::Full(batch)) = consumer.sending.batches.try_send(batch) {
+                if let Err(mpsc::error::TrySendError::Full(batch)) = consumer.sending.batches.try_send(batch)
+                {
                     consumer.waiting.push_front(batch);
                     break;
                 }
