@@ -33,7 +33,9 @@ pub enum StartError {
     #[error("the gateway's settings are wrong: {}", .0.join("; "))]
     Config(Vec<String>),
     /// The MQTT address can't be listened on.
-    #[error("cannot listen for MQTT on {address}: {source} (end what uses the port, or choose another with --mqtt-listen)")]
+    #[error(
+        "cannot listen for MQTT on {address}: {source} (end what uses the port, or choose another with --mqtt-listen)"
+    )]
     Listen {
         /// As configured.
         address: SocketAddr,
