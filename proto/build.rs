@@ -12,6 +12,8 @@ const PROTOS: [&str; 5] = [
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo::rerun-if-changed=proto");
+    // Cargo tells a build script where it is.
+    #[allow(clippy::disallowed_methods)]
     let root = PathBuf::from(env::var("CARGO_MANIFEST_DIR")?).join("proto");
     let files = protox::compile(PROTOS, [root])?;
     tonic_prost_build::configure().bytes(".").compile_fds(files)?;

@@ -18,7 +18,6 @@ use penstock_proto::link::{AuthResult, Authenticate, Verdict, control_up};
 use crate::{
     connection::table::{ConnectionKey, Identity},
     credentials::VerdictKey,
-    link::table::LinkKey,
     shard::Shard,
 };
 
@@ -29,7 +28,7 @@ pub(crate) struct Admission {
     password: Bytes,
     client: Bytes,
     address: IpAddr,
-    step: Step,
+    pub(crate) step: Step,
     deadline: Millis,
 }
 
@@ -37,7 +36,7 @@ pub(crate) struct Admission {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Step {
     /// A router's verdict on the credentials.
-    Verify { id: u64, link: Option<LinkKey>, key: VerdictKey },
+    Verify { key: VerdictKey },
     /// The registry's, or the home's, answer to the claim.
     Claim,
     /// The home's confirmation, and the end of the older connection (until a time).
@@ -90,7 +89,9 @@ impl Shard {
 
     fn verify(&mut self, key: ConnectionKey) {
         let now = self.now;
-        let Some(admission) = self.connections.get_mut(key).and_then(|it| it.admission.as_mut()) else { return };
+        let Some(admission) = self.connections.get_mut(key).and_then(|it| it.admission.as_mut()) else {
+            return;
+        };
         let version = self.definitions.tenants.get(&admission.tenant).map(|it| it.tenant.users_version);
         let made = self.verdicts.key(admission.tenant.as_str(), &admission.user, &admission.password);
         let (Some(version), Some(verdict)) = (version, made) else {
@@ -99,71 +100,67 @@ impl Shard {
         if self.verdicts.allowed(&verdict, version, now) {
             return self.verified(key);
         }
-        let id = self.claims.number();
-        admission.step = Step::Verify { id, link: None, key: verdict };
-        self.claims.verifying.insert(id, key);
-        self.ask_verdict(key);
+        admission.step = Step::Verify { key: verdict };
+        // One question for all connections that come with these credentials meanwhile.
+        let new = self.claims.questions.add(verdict, key);
+        if new {
+            self.ask_verdict(&verdict);
+        }
     }
 
-    /// Asks a router for the verdict, unless one is asked already.
-    fn ask_verdict(&mut self, key: ConnectionKey) {
-        let Some(connection) = self.connections.get(key) else { return };
-        let Some(admission) = connection.admission.as_deref() else { return };
-        let Step::Verify { id, link: None, .. } = admission.step else { return };
+    /// Asks a router for a verdict, unless one is asked already.
+    fn ask_verdict(&mut self, verdict: &VerdictKey) {
+        let Some(question) = self.claims.questions.get(verdict).filter(|it| it.link.is_none()) else {
+            return;
+        };
+        let asking = question.connections.first().and_then(|key| self.connections.get(*key));
+        let Some(admission) = asking.and_then(|it| it.admission.as_deref()) else { return };
         let Some(partition) = self.partition(&admission.tenant, &admission.client) else { return };
         let Some(place) = self.links.home(&partition) else { return };
         let Some(link) = self.links.get(place) else { return };
         link.control(control_up::Kind::Authenticate(Authenticate {
-            id,
+            id: question.id,
             tenant: admission.tenant.as_str().to_owned(),
             user: String::from_utf8_lossy(&admission.user).into_owned(),
             password: admission.password.clone(),
             address: admission.address.to_string(),
         }));
-        if let Some(admission) = self.connections.get_mut(key).and_then(|it| it.admission.as_mut())
-            && let Step::Verify { link, .. } = &mut admission.step
-        {
-            *link = Some(place);
-        }
+        self.claims.questions.asked(verdict, place);
     }
 
     /// Routers have come or gone: verdicts that were asked of one that is gone are asked again.
     pub(crate) fn ask_verdicts(&mut self) {
-        let keys: Vec<_> = self.claims.verifying.values().copied().collect();
-        for key in keys {
-            let admission = self.connections.get_mut(key).and_then(|it| it.admission.as_mut());
-            if let Some(Step::Verify { link, .. }) = admission.map(|it| &mut it.step)
-                && link.is_some_and(|place| self.links.get(place).is_none())
-            {
-                *link = None;
-            }
-            self.ask_verdict(key);
+        for verdict in self.claims.questions.without_router(|link| self.links.get(link).is_some()) {
+            self.ask_verdict(&verdict);
         }
     }
 
-    /// A router has judged the credentials.
+    /// A router has judged credentials.
     pub(crate) fn verdict(&mut self, verdict: &Verdict) {
-        let Some(key) = self.claims.verifying.remove(&verdict.id) else { return };
-        let admission = self.connections.get(key).and_then(|it| it.admission.as_deref());
-        let Some(Step::Verify { key: known, .. }) = admission.map(|it| it.step) else { return };
-        match verdict.result() {
-            AuthResult::Allowed if verdict.role == "device" => {
-                let until = self.now + self.shared.config.timeouts.verdict_ms;
-                self.verdicts.remember(known, verdict.users_version, until);
-                self.verified(key);
-            }
-            AuthResult::Allowed => self.refuse(key, ConnectCode::NotAuthorized, "role"),
-            AuthResult::Denied => self.refuse(key, ConnectCode::NotAuthorized, "denied"),
-            AuthResult::Busy => self.refuse(key, ConnectCode::Unavailable, "verify_busy"),
-            AuthResult::Unavailable | AuthResult::Unspecified => {
-                self.refuse(key, ConnectCode::Unavailable, "verify_unavailable");
+        let Some((known, keys)) = self.claims.questions.answer(verdict.id) else { return };
+        let role = verdict.role == "device";
+        if verdict.result() == AuthResult::Allowed && role {
+            let until = self.now + self.shared.config.timeouts.verdict_ms;
+            self.verdicts.remember(known, verdict.users_version, until);
+        }
+        for key in keys {
+            match verdict.result() {
+                AuthResult::Allowed if role => self.verified(key),
+                AuthResult::Allowed => self.refuse(key, ConnectCode::NotAuthorized, "role"),
+                AuthResult::Denied => self.refuse(key, ConnectCode::NotAuthorized, "denied"),
+                AuthResult::Busy => self.refuse(key, ConnectCode::Unavailable, "verify_busy"),
+                AuthResult::Unavailable | AuthResult::Unspecified => {
+                    self.refuse(key, ConnectCode::Unavailable, "verify_unavailable");
+                }
             }
         }
     }
 
     /// The credentials are good: takes a seat and claims the client.
     fn verified(&mut self, key: ConnectionKey) {
-        let Some(admission) = self.connections.get(key).and_then(|it| it.admission.as_deref()) else { return };
+        let Some(admission) = self.connections.get(key).and_then(|it| it.admission.as_deref()) else {
+            return;
+        };
         let (tenant, client) = (admission.tenant.clone(), admission.client.clone());
         let Some(definition) = self.definitions.tenants.get(&tenant).map(|it| it.tenant.clone()) else {
             return self.refuse(key, ConnectCode::NotAuthorized, "unknown_tenant");
@@ -258,22 +255,38 @@ impl Shard {
         let now = self.now;
         self.shared.metrics.connect(result);
         let Some(connection) = self.connections.get_mut(key) else { return };
-        if let Some(admission) = connection.admission.take() {
+        let admission = connection.admission.take();
+        connection.session.admit(Answer::Refused(code), now);
+        if let Some(admission) = admission {
             self.admissions -= 1;
             let client = String::from_utf8_lossy(&admission.client);
-            tracing::info!(tenant = %admission.tenant, %client, result, "a CONNECT is refused");
-            if let Step::Verify { id, .. } = admission.step {
-                self.claims.verifying.remove(&id);
+            // Overload would fill the log with what the metric counts.
+            match code {
+                ConnectCode::Unavailable => {
+                    tracing::debug!(tenant = %admission.tenant, %client, result, "a CONNECT is refused");
+                }
+                _ => tracing::info!(tenant = %admission.tenant, %client, result, "a CONNECT is refused"),
             }
+            self.forget_question(key, &admission);
         }
-        connection.session.admit(Answer::Refused(code), now);
         self.touch(key);
+    }
+
+    /// The connection does not wait for a verdict any more; others with the same credentials may.
+    pub(crate) fn forget_question(&mut self, key: ConnectionKey, admission: &Admission) {
+        let Step::Verify { key: verdict } = admission.step else { return };
+        let asker_left = self.claims.questions.leave(&verdict, key);
+        if asker_left {
+            self.ask_verdict(&verdict);
+        }
     }
 
     /// Gives up an admission that takes too long.
     pub(crate) fn tick_admission(&mut self, key: ConnectionKey) {
         let now = self.now;
-        let Some(admission) = self.connections.get(key).and_then(|it| it.admission.as_deref()) else { return };
+        let Some(admission) = self.connections.get(key).and_then(|it| it.admission.as_deref()) else {
+            return;
+        };
         if now >= admission.deadline {
             let result = match admission.step {
                 Step::Verify { .. } => "verify_timeout",

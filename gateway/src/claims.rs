@@ -4,7 +4,7 @@
 //! Invariant: a kick that comes while a claim of the client is pending is remembered until the claim is answered
 //! (otherwise a late answer would admit the connection that was to be closed).
 
-use std::{collections::HashMap, sync::Arc, time::Instant};
+use std::{collections::HashMap, sync::Arc};
 
 use penstock_common::{
     epoch::Epoch,
@@ -13,11 +13,13 @@ use penstock_common::{
 };
 use penstock_mqtt::{packet::ConnectCode, session::CloseReason};
 use penstock_proto::link::{self, control_up};
+use tokio::time::Instant;
 
 use crate::{
     connection::table::{ConnectionKey, Identity},
     kicks::KickReply,
     link::table::LinkKey,
+    questions::Questions,
     shard::{Mail, Shard},
 };
 
@@ -43,19 +45,24 @@ pub(crate) struct Claims {
     numbers: u64,
     pending: HashMap<u64, Pending>,
     by_client: HashMap<ClientKey, Vec<u64>>,
-    /// Questions for a verdict.
-    pub(crate) verifying: HashMap<u64, ConnectionKey>,
+    /// Credentials that are being judged.
+    pub(crate) questions: Questions,
 }
 
 impl Claims {
     /// A number that this shard has not used.
-    pub(crate) fn number(&mut self) -> u64 {
+    fn number(&mut self) -> u64 {
         self.numbers += 1;
         self.numbers
     }
 
     /// Remembers a kick for a pending claim of the client; gives it back when there is none.
-    pub(crate) fn remember(&mut self, client: &ClientKey, below: Epoch, reply: KickReply) -> Option<KickReply> {
+    pub(crate) fn remember(
+        &mut self,
+        client: &ClientKey,
+        below: Epoch,
+        reply: KickReply,
+    ) -> Option<KickReply> {
         let id = self.by_client.get(client).and_then(|ids| ids.first());
         let Some(pending) = id.and_then(|id| self.pending.get_mut(id)) else { return Some(reply) };
         // A kick is repeated each second until it is answered.
@@ -128,9 +135,8 @@ impl Shard {
         let key = pending.connection;
         let alive = self.connections.identity(key).is_some();
         let newer = self.close_below(&pending.client, epoch, Some(key)) || below > epoch;
-        let previous = previous.filter(|(owner, _)| {
-            owner.gateway != self.shared.incarnation || owner.shard != self.number
-        });
+        let previous = previous
+            .filter(|(owner, _)| owner.gateway != self.shared.incarnation || owner.shard != self.number);
         // The claim has voided the older ownership, even if the connection that asked for it is gone.
         let kicking = previous.is_some_and(|(owner, _)| self.kick(&pending.client, epoch, owner, key));
         if newer {
@@ -170,28 +176,33 @@ impl Shard {
         let deadline = self.now + self.shared.config.timeouts.admission_ms;
         self.extend_admission(connection, deadline);
         self.lanes.mark(lane);
-        self.provision(lane);
+        self.ask_provisional(id);
         self.want_end();
     }
 
     /// Asks the home of an open lane for the epochs that are missing.
     pub(crate) fn provision(&mut self, index: usize) {
-        let Some(place) = self.lanes.get(index).filter(|lane| lane.is_open()).and_then(|lane| lane.place())
-        else {
+        if self.lanes.get(index).is_none_or(|lane| lane.visitors == 0) {
             return;
-        };
-        let Some(link) = self.links.get(place.0) else { return };
-        for (id, pending) in &mut self.claims.pending {
-            let Some(provisional) = &mut pending.provisional else { continue };
-            if provisional.lane == index && provisional.asked != Some(place) {
-                provisional.asked = Some(place);
-                link.control(control_up::Kind::ClaimProvisional(link::ClaimProvisional {
-                    id: *id,
-                    lane: place.1,
-                    client: pending.client.client.clone(),
-                }));
-            }
         }
+        let here = |pending: &Pending| pending.provisional.as_ref().is_some_and(|it| it.lane == index);
+        let ids: Vec<u64> =
+            self.claims.pending.iter().filter(|(_, it)| here(it)).map(|(id, _)| *id).collect();
+        ids.into_iter().for_each(|id| self.ask_provisional(id));
+    }
+
+    fn ask_provisional(&mut self, id: u64) {
+        let Some(pending) = self.claims.pending.get_mut(&id) else { return };
+        let Some(provisional) = &mut pending.provisional else { return };
+        let lane = self.lanes.get(provisional.lane).filter(|lane| lane.is_open());
+        let Some(place) = lane.and_then(|lane| lane.place()) else { return };
+        let Some(link) = self.links.get(place.0).filter(|_| provisional.asked != Some(place)) else { return };
+        provisional.asked = Some(place);
+        link.control(control_up::Kind::ClaimProvisional(link::ClaimProvisional {
+            id,
+            lane: place.1,
+            client: pending.client.client.clone(),
+        }));
     }
 
     /// The home has answered.

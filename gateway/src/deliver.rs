@@ -109,9 +109,7 @@ impl Shard {
         let matching = |key: ConnectionKey| {
             self.connections.get(key).is_some_and(|connection| {
                 let mut filters = connection.session.subscriptions();
-                filters.any(|(filter, qos)| {
-                    qos == QoS::AtLeastOnce && topic::matches(filter, &overrun.topic)
-                })
+                filters.any(|(filter, qos)| qos == QoS::AtLeastOnce && topic::matches(filter, &overrun.topic))
             })
         };
         let receivers = fanout.receivers(&overrun.topic).into_iter().map(|(key, _)| key);

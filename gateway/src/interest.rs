@@ -146,7 +146,8 @@ impl Shard {
     pub(crate) fn tell_snapshot(&mut self, key: LinkKey) {
         let version = self.interest.version;
         let Some(link) = self.links.get_mut(key) else { return };
-        let filters = self.interest.tenants.iter().flat_map(|(tenant, used)| used.keys().map(move |f| (tenant, f)));
+        let filters =
+            self.interest.tenants.iter().flat_map(|(tenant, used)| used.keys().map(move |f| (tenant, f)));
         let (mut messages, mut changes, mut bytes) = (BTreeSet::new(), Vec::new(), 0);
         for (tenant, filter) in filters {
             bytes += filter.len() + tenant.as_str().len();

@@ -19,6 +19,7 @@ mod link;
 mod metrics;
 mod pause;
 mod push;
+mod questions;
 pub mod settings;
 mod shard;
 mod start;

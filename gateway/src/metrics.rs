@@ -1,7 +1,10 @@
 //! The gateway's numbers, with a handle for each label value: no lookup by label happens on the data path. A handle is
 //! shared by all shards.
 
-use penstock_mqtt::{packet::QoS, session::{CloseReason, Delivered}};
+use penstock_mqtt::{
+    packet::QoS,
+    session::{CloseReason, Delivered},
+};
 use prometheus_client::{
     metrics::{
         counter::Counter,
@@ -129,7 +132,11 @@ impl Metrics {
         registry.register("penstock_claim_seconds", "Claims of clients", self.claim_seconds.clone());
         registry.register("penstock_link_credit", "Bytes that lanes may send now", self.link_credit.clone());
         registry.register("penstock_links", "Links to routers that are up", self.links.clone());
-        registry.register("penstock_shard_pauses", "Shards that found themselves paused", self.pauses.clone());
+        registry.register(
+            "penstock_shard_pauses",
+            "Shards that found themselves paused",
+            self.pauses.clone(),
+        );
     }
 
     /// Counts a CONNECT's end.

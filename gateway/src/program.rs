@@ -12,7 +12,7 @@ use penstock_common::{
     },
     telemetry,
 };
-use penstock_gateway::{Gateway, config::GatewayConfig, settings};
+use penstock_gateway::{Gateway, GatewayConfig, settings};
 
 const OWN: &[Setting] = &[
     process::ETCD,
@@ -56,9 +56,8 @@ pub async fn run(program: GatewayProgram, process: Process) -> Result<(), Failur
     let Process { life, admin, drain_timeout } = process;
     let seams = Seams::real();
     let mut metrics = prometheus_client::registry::Registry::default();
-    let registry = async {
-        EtcdRegistry::open(EtcdConfig::new(program.etcd), seams.clone()).await.map_err(Failure::of)
-    };
+    let registry =
+        async { EtcdRegistry::open(EtcdConfig::new(program.etcd), seams.clone()).await.map_err(Failure::of) };
     let registry = process::unless_drained(&life, registry).await?;
     let up = "Whether the registry answers";
     process::show_health(&mut metrics, "penstock_registry_up", up, registry.healthy());

@@ -64,12 +64,17 @@ impl Shard {
         let Some(connection) = connection else {
             return self.push_result(link, push.id, PushStatus::NotConnected, 0, "");
         };
-        let matching = connection.session.subscriptions().filter(|(filter, _)| topic::matches(filter, &push.topic));
+        let matching =
+            connection.session.subscriptions().filter(|(filter, _)| topic::matches(filter, &push.topic));
         let Some(granted) = matching.map(|(_, qos)| qos).max() else {
             return self.push_result(link, push.id, PushStatus::NotSubscribed, 0, "");
         };
         let qos = QoS::capped(push.qos).min(granted);
-        let token = if qos == QoS::AtLeastOnce && push.wait_ms > 0 { self.wait_push(link, push, key) } else { Some(0) };
+        let token = if qos == QoS::AtLeastOnce && push.wait_ms > 0 {
+            self.wait_push(link, push, key)
+        } else {
+            Some(0)
+        };
         let Some(token) = token else {
             let reason = "too many pushes wait for an acknowledgement";
             return self.push_result(link, push.id, PushStatus::Refused, 0, reason);
@@ -79,7 +84,9 @@ impl Shard {
             Delivered::Sent | Delivered::Queued if token != 0 => return,
             Delivered::Sent | Delivered::Queued => (PushStatus::Routed, ""),
             Delivered::NotOpen => (PushStatus::NotConnected, ""),
-            Delivered::DroppedQos0 | Delivered::Overrun => (PushStatus::Refused, "the client reads too slowly"),
+            Delivered::DroppedQos0 | Delivered::Overrun => {
+                (PushStatus::Refused, "the client reads too slowly")
+            }
             Delivered::TooLarge => (PushStatus::Refused, "too large for MQTT"),
         };
         self.pushes.waiting.remove(&token);

@@ -11,8 +11,13 @@ pub const SETTINGS: &[Setting] = &[
     Setting::new("mqtt-listen", "mqtt.listen", "ADDRESS:PORT", "Where MQTT listens; port 0 picks one")
         .or("127.0.0.1:1883"),
     Setting::new("shards", "mqtt.shards", "N", "Threads that hold connections; 0: one a core").or("0"),
-    Setting::new("max-packet", "mqtt.max_packet", "SIZE", "Largest MQTT packet; a tenant's limit may be lower")
-        .or("1MiB"),
+    Setting::new(
+        "max-packet",
+        "mqtt.max_packet",
+        "SIZE",
+        "Largest MQTT packet; a tenant's limit may be lower",
+    )
+    .or("1MiB"),
     Setting::new(
         "store-timeout",
         "mqtt.store_timeout",
@@ -20,7 +25,12 @@ pub const SETTINGS: &[Setting] = &[
         "A publish not stored within this time closes its connection",
     )
     .or("60s"),
-    Setting::new("reserved-prefixes", "mqtt.reserved_prefixes", "A/,B/…", "Topics below these are not for devices"),
+    Setting::new(
+        "reserved-prefixes",
+        "mqtt.reserved_prefixes",
+        "A/,B/…",
+        "Topics below these are not for devices",
+    ),
     Setting::new("reserved-topics", "mqtt.reserved_topics", "A,B…", "Topics that are not for devices"),
 ];
 

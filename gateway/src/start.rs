@@ -127,7 +127,7 @@ impl RunningGateway {
             // The first shard picks the port; the others share it.
             address = bound.map_err(|source| StartError::Listen { address, source })?;
         }
-        tracing::info!(%address, shards = self.threads.len(), "listening for MQTT");
+        tracing::info!(listener = "mqtt", %address, shards = self.threads.len(), "listening");
         self.addresses.push(address);
         Ok(())
     }

@@ -11,4 +11,4 @@ pub mod readers;
 pub mod stamp;
 mod subscriber;
 pub mod verdict;
-mod wire;
+pub mod wire;

@@ -39,6 +39,13 @@ pub(crate) fn histogram() -> Histogram<u64> {
     Histogram::new(3).unwrap_or_else(|_| unreachable!("0 to 5 digits are valid"))
 }
 
+// Load runs against real servers only: no simulation gives it a clock.
+#[allow(clippy::disallowed_methods)]
+fn unix_millis() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
 struct InFlight {
     id: u16,
     sequence: u64,
@@ -189,13 +196,12 @@ impl Publisher {
     }
 
     fn write(&mut self, wire: &mut Wire, id: u16, sequence: u64, again: bool) -> Result<(), WireError> {
-        let sent_at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
         let stamp = Stamp {
             tenant: self.config.tenant.clone(),
             publisher: self.number,
             sequence,
             connection: self.connection,
-            sent_at: u64::try_from(sent_at).unwrap_or(u64::MAX),
+            sent_at: unix_millis(),
         };
         let topic = self.config.topic.replace("{n}", &self.number.to_string());
         let qos = if self.config.qos > 0 { QoS::AtLeastOnce } else { QoS::AtMostOnce };

@@ -20,35 +20,46 @@ const PACKET_MAX: usize = 256 << 20;
 
 /// A connection that could not be made, or broke.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum WireError {
+pub enum WireError {
+    /// The socket failed.
     #[error(transparent)]
     Io(#[from] io::Error),
+    /// CONNACK with another code than 0.
     #[error("the broker refused the connection: {0:?}")]
     Refused(ConnectReturnCode),
+    /// The connection ended.
     #[error("the broker closed the connection")]
     Closed,
+    /// Nothing came though it should have.
     #[error("the broker did not answer in time")]
     Silent,
+    /// A packet that can't be read or written.
     #[error("malformed packet: {0:?}")]
     Malformed(MqttError),
 }
 
 /// Who connects, and how.
 #[derive(Debug, Clone)]
-pub(crate) struct Login {
-    pub(crate) client_id: String,
-    pub(crate) username: String,
-    pub(crate) password: String,
-    pub(crate) keep_alive: Duration,
-    pub(crate) clean_session: bool,
+pub struct Login {
+    /// Client identifier.
+    pub client_id: String,
+    /// `tenant/user`.
+    pub username: String,
+    /// Its password.
+    pub password: String,
+    /// MQTT keep-alive.
+    pub keep_alive: Duration,
+    /// As in CONNECT.
+    pub clean_session: bool,
 }
 
+/// One connection.
 #[derive(Debug)]
-pub(crate) struct Wire {
+pub struct Wire {
     stream: TcpStream,
     received: BytesMut,
     /// Written by `send` and friends, sent by `flush`.
-    pub(crate) out: BytesMut,
+    pub out: BytesMut,
     keep_alive: Duration,
     last_ping: Instant,
     last_heard: Instant,
@@ -56,7 +67,7 @@ pub(crate) struct Wire {
 
 impl Wire {
     /// Connects and waits for the CONNACK.
-    pub(crate) async fn open(target: &str, login: &Login) -> Result<Self, WireError> {
+    pub async fn open(target: &str, login: &Login) -> Result<Self, WireError> {
         match timeout(OPEN_TIMEOUT, Self::connect(target, login)).await {
             Ok(wire) => wire,
             Err(_) => Err(WireError::Silent),
@@ -84,7 +95,7 @@ impl Wire {
     }
 
     /// Sends what is in `out`. Not to be cancelled: a packet would be cut in two.
-    pub(crate) async fn flush(&mut self) -> Result<(), WireError> {
+    pub async fn flush(&mut self) -> Result<(), WireError> {
         if !self.out.is_empty() {
             // A broker that reads nothing for that long is as good as silent.
             let written = timeout(self.patience(), self.stream.write_all(&self.out)).await;
@@ -95,7 +106,7 @@ impl Wire {
     }
 
     /// The next packet. May be cancelled.
-    pub(crate) async fn next(&mut self) -> Result<Packet, WireError> {
+    pub async fn next(&mut self) -> Result<Packet, WireError> {
         loop {
             if let Some(packet) = self.buffered()? {
                 return Ok(packet);
@@ -108,7 +119,7 @@ impl Wire {
     }
 
     /// A packet that has been received already.
-    pub(crate) fn buffered(&mut self) -> Result<Option<Packet>, WireError> {
+    pub fn buffered(&mut self) -> Result<Option<Packet>, WireError> {
         match read(&mut self.received, PACKET_MAX) {
             Ok(packet) => Ok(Some(packet)),
             Err(MqttError::InsufficientBytes(_)) => Ok(None),
@@ -121,12 +132,12 @@ impl Wire {
     }
 
     /// When `keep_alive` wants to be called.
-    pub(crate) fn keep_alive_at(&self) -> Instant {
+    pub fn keep_alive_at(&self) -> Instant {
         self.last_ping + self.keep_alive / 2
     }
 
     /// Pings; a broker that has been silent for 1.5 times the keep-alive, though pinged, is given up.
-    pub(crate) async fn keep_alive(&mut self) -> Result<(), WireError> {
+    pub async fn keep_alive(&mut self) -> Result<(), WireError> {
         if self.last_heard.elapsed() >= self.patience() {
             return Err(WireError::Silent);
         }
@@ -136,7 +147,7 @@ impl Wire {
     }
 
     /// Says good-bye: no will.
-    pub(crate) async fn disconnect(&mut self) -> Result<(), WireError> {
+    pub async fn disconnect(&mut self) -> Result<(), WireError> {
         mqttbytes::v4::Disconnect.write(&mut self.out).map_err(WireError::Malformed)?;
         self.flush().await?;
         self.stream.shutdown().await?;

@@ -19,7 +19,7 @@ use penstock_common::{
     },
     telemetry,
 };
-use penstock_router::{config::RouterConfig, settings, start::Router, verify};
+use penstock_router::{bootstrap::bootstrap_admin, config::RouterConfig, settings, start::Router};
 
 const OWN: &[Setting] = &[
     process::ETCD,
@@ -126,14 +126,8 @@ pub async fn run(program: RouterProgram, process: Process) -> Result<(), Failure
         let store = RedisStore::open(program.redis, &store_ends).await.map_err(Failure::of)?;
         let registry =
             EtcdRegistry::open(EtcdConfig::new(program.etcd), seams.clone()).await.map_err(Failure::of)?;
-        verify::bootstrap_admin(
-            &*store,
-            &*registry,
-            &seams,
-            program.admin_password.as_ref().map(Secret::expose),
-        )
-        .await
-        .map_err(Failure::of)?;
+        let password = program.admin_password.as_ref().map(Secret::expose);
+        bootstrap_admin(&*store, &*registry, &seams, password).await.map_err(Failure::of)?;
         Ok((store, registry))
     };
     let (store, registry) = process::unless_drained(&life, opening).await?;

@@ -9,6 +9,7 @@ pub mod binaries;
 pub mod child;
 pub mod cluster;
 pub mod command;
+pub mod device;
 pub mod etcd;
 pub mod load;
 pub mod ports;

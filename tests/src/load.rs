@@ -39,9 +39,14 @@ impl Load {
 
     /// With publishers of the test's own.
     pub async fn with(client: Client, config: FleetConfig) -> Self {
-        let ledger = Ledger::new();
+        Self::over(client, config, &Ledger::new()).await
+    }
+
+    /// With a ledger that has more readers.
+    pub async fn over(client: Client, config: FleetConfig, ledger: &Ledger) -> Self {
+        let ledger = ledger.clone();
         let reader = ledger.reader(&config.tenant);
-        client.create_group(&GroupSpec::new(GROUP)).await.expect("the group is created");
+        client.create_group(&GroupSpec::new(GROUP).filter("load/#")).await.expect("the group is created");
         let group = GroupReader::start(&client, GROUP, 1_000, &ledger, reader);
         let publishers = config.publishers;
         let fleet = Fleet::start(config, &ledger);
@@ -61,6 +66,11 @@ impl Load {
         let connected = |counters: &penstock_loadtest::fleet::Counters| load(&counters.connected);
         let all = self.fleet.reached(connected, self.publishers, limit).await;
         assert!(all, "not all publishers connected within {limit:?}: {:?}", self.fleet.counters());
+    }
+
+    /// Connections of publishers that broke so far.
+    pub fn broken(&self) -> u64 {
+        load(&self.fleet.counters().broken)
     }
 
     /// Waits until so many messages more are acknowledged.

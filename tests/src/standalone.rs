@@ -22,7 +22,8 @@ impl Penstock {
         let mut program = Program::new("penstock", "penstock", &["admin", "grpc", "mqtt"])
             .flag("data-dir", directory.path().join("data").display().to_string())
             .flag("log-format", "json")
-            .variable("PENSTOCK_DEMO_PASSWORD", PASSWORD);
+            .variable("PENSTOCK_DEMO_PASSWORD", PASSWORD)
+            .variable("PENSTOCK_ADMIN_PASSWORD", PASSWORD);
         program.start().await;
         Self { program, directory }
     }

@@ -31,7 +31,8 @@ const ARROWS: &[(&str, &[&str])] = &[
 const PURE: &[(&str, &[&str])] =
     &[("mqtt", &["tokio", "tokio-util", "redis", "etcd-client", "tonic", "rand", "tracing"])];
 
-const BAD_NAMES: &[&str] = &["mod", "utils", "util", "helpers", "helper", "types", "manager", "misc", "common"];
+const BAD_NAMES: &[&str] =
+    &["mod", "utils", "util", "helpers", "helper", "types", "manager", "misc", "common"];
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
@@ -100,7 +101,9 @@ fn crates_depend_only_along_the_arrows() {
     }
     for (name, forbidden) in PURE {
         let found = dependencies(name);
-        faults.extend(forbidden.iter().filter(|f| found.contains(**f)).map(|f| format!("{name} is pure: no {f}")));
+        faults.extend(
+            forbidden.iter().filter(|f| found.contains(**f)).map(|f| format!("{name} is pure: no {f}")),
+        );
     }
     let members = manifest(".")["workspace"]["members"].as_array().unwrap().clone();
     for member in members.iter().map(|member| member.as_str().unwrap()) {
@@ -160,7 +163,8 @@ fn functions(text: &str) -> Vec<(String, usize)> {
         let name: String = name.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
         let end = format!("{}}}", " ".repeat(indentation));
         let body = lines[at..].iter().skip_while(|line| !line.ends_with('{') && !line.ends_with(';'));
-        let body: Vec<_> = body.skip(1).take_while(|line| **line != end).filter(|line| is_code(line)).collect();
+        let body: Vec<_> =
+            body.skip(1).take_while(|line| **line != end).filter(|line| is_code(line)).collect();
         if !line.ends_with(';') && !line.ends_with('}') && !name.is_empty() {
             found.push((name, body.len()));
         }
@@ -170,7 +174,8 @@ fn functions(text: &str) -> Vec<(String, usize)> {
 
 fn is_head(before: &str) -> bool {
     before.split_whitespace().all(|word| {
-        word.starts_with("pub") || matches!(word, "async" | "const" | "unsafe" | "extern" | "in" | "crate)" | "super)")
+        word.starts_with("pub")
+            || matches!(word, "async" | "const" | "unsafe" | "extern" | "in" | "crate)" | "super)")
     })
 }
 
@@ -179,14 +184,18 @@ fn files_and_functions_are_small_but_for_a_list_that_shrinks() {
     let listed: BTreeMap<String, usize> = include_str!("tidy/exceptions.txt")
         .lines()
         .filter(|line| !line.trim().is_empty() && !line.starts_with('#'))
-        .map(|line| line.rsplit_once(' ').map(|(what, lines)| (what.to_owned(), lines.parse().unwrap())).unwrap())
+        .map(|line| {
+            line.rsplit_once(' ').map(|(what, lines)| (what.to_owned(), lines.parse().unwrap())).unwrap()
+        })
         .collect();
     let found = oversizes();
     let mut faults = Vec::new();
     for (what, lines) in &found {
         match listed.get(what) {
             None => faults.push(format!("{what}: {lines} lines of code; split it by job")),
-            Some(limit) if lines > limit => faults.push(format!("{what}: grew from {limit} to {lines} lines of code")),
+            Some(limit) if lines > limit => {
+                faults.push(format!("{what}: grew from {limit} to {lines} lines of code"))
+            }
             Some(_) => {}
         }
     }
@@ -213,13 +222,17 @@ fn readme_shows_the_real_tree() {
         .collect();
     let missing: Vec<_> = real.difference(&shown).collect();
     let invented: Vec<_> = shown.difference(&real).collect();
-    assert!(missing.is_empty() && invented.is_empty(), "not in README: {missing:?}; only in README: {invented:?}");
+    assert!(
+        missing.is_empty() && invented.is_empty(),
+        "not in README: {missing:?}; only in README: {invented:?}"
+    );
 }
 
 #[test]
 fn nothing_belongs_to_one_machine() {
     // Written in halves, so that this file does not find itself.
-    let places = [concat!("/ho", "me/"), concat!("/ro", "ot/"), concat!("/wo", "rk/"), concat!("/Us", "ers/")];
+    let places =
+        [concat!("/ho", "me/"), concat!("/ro", "ot/"), concat!("/wo", "rk/"), concat!("/Us", "ers/")];
     let mut faults = Vec::new();
     for path in files() {
         let Ok(text) = fs::read_to_string(root().join(&path)) else { continue };
@@ -229,7 +242,8 @@ fn nothing_belongs_to_one_machine() {
     }
     let lock = fs::read_to_string(root().join("Cargo.lock")).unwrap();
     let sources = lock.lines().filter(|line| line.starts_with("source = "));
-    let foreign = sources.filter(|line| !line.contains("registry+https://github.com/rust-lang/crates.io-index"));
+    let foreign =
+        sources.filter(|line| !line.contains("registry+https://github.com/rust-lang/crates.io-index"));
     faults.extend(foreign.map(|line| format!("Cargo.lock: {line} is not crates.io")));
     let cargo = root().join(".cargo");
     if cargo.exists() {
@@ -240,6 +254,9 @@ fn nothing_belongs_to_one_machine() {
 
 #[test]
 fn the_measure_measures() {
-    let text = format!("fn short() {{\n    1\n}}\n\n    pub(crate) async fn long(\n        a: u8,\n    ) -> u8 {{\n{}    }}\n", "        a;\n".repeat(90));
+    let text = format!(
+        "fn short() {{\n    1\n}}\n\n    pub(crate) async fn long(\n        a: u8,\n    ) -> u8 {{\n{}    }}\n",
+        "        a;\n".repeat(90)
+    );
     assert_eq!(functions(&text), [("short".to_owned(), 1), ("long".to_owned(), 90)]);
 }

@@ -55,6 +55,8 @@ pub(crate) struct Connection {
     pub(crate) reading: bool,
     /// CONNACK 0 was sent.
     pub(crate) admitted: bool,
+    /// Its lane knows that it waits for room.
+    pub(crate) held: bool,
     /// Was told to close once its publishes are settled.
     pub(crate) draining: bool,
 }
@@ -73,6 +75,7 @@ impl Connection {
             blocked: false,
             reading: false,
             admitted: false,
+            held: false,
             draining: false,
         }
     }

@@ -89,10 +89,8 @@ impl Shard {
     }
 
     fn leaving(&mut self, key: LinkKey) {
-        if let Some(link) = self.links.get_mut(key) {
-            tracing::info!(router = link.router, "a router leaves");
-            link.leaving = true;
-            let router = link.router;
+        if let Some(router) = self.links.leave(key) {
+            tracing::info!(router, "a router leaves");
             self.dialled.left(router);
             self.steer_all();
         }
@@ -101,8 +99,12 @@ impl Shard {
     /// Closes links of leaving routers that nothing needs any more.
     pub(crate) fn tick_leaving(&mut self) {
         let needed = |key: LinkKey| self.lanes.iter().any(|lane| lane.place().is_some_and(|it| it.0 == key));
-        let left: Vec<_> =
-            self.links.iter().filter(|(key, link)| link.leaving && !needed(*key)).map(|(key, _)| key).collect();
+        let left: Vec<_> = self
+            .links
+            .iter()
+            .filter(|(key, link)| link.leaving && !needed(*key))
+            .map(|(key, _)| key)
+            .collect();
         left.into_iter().for_each(|key| self.link_down(key));
     }
 }

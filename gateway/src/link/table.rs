@@ -163,11 +163,30 @@ impl Link {
 pub(crate) struct Links {
     slab: Slab<(u32, Link)>,
     lives: u32,
+    /// Grows whenever a home may have changed.
+    version: u64,
+}
+
+/// The home of one partition, computed once for each change of the links.
+#[derive(Default)]
+pub(crate) struct Home {
+    version: u64,
+    link: Option<LinkKey>,
+}
+
+impl Home {
+    pub(crate) fn of(&mut self, partition: &PartitionKey, links: &Links) -> Option<LinkKey> {
+        if self.version != links.version {
+            (self.version, self.link) = (links.version, links.home(partition));
+        }
+        self.link
+    }
 }
 
 impl Links {
     pub(crate) fn insert(&mut self, link: Link) -> LinkKey {
         self.lives = self.lives.wrapping_add(1);
+        self.version += 1;
         let slot = self.slab.insert((self.lives, link));
         LinkKey { slot: u32::try_from(slot).unwrap_or(u32::MAX), life: self.lives }
     }
@@ -182,7 +201,17 @@ impl Links {
 
     pub(crate) fn remove(&mut self, key: LinkKey) -> Option<Link> {
         self.get(key)?;
+        self.version += 1;
         self.slab.try_remove(key.slot as usize).map(|(_, link)| link)
+    }
+
+    /// The router leaves: it is no home any more.
+    pub(crate) fn leave(&mut self, key: LinkKey) -> Option<u64> {
+        let link = self.get_mut(key)?;
+        link.leaving = true;
+        let router = link.router;
+        self.version += 1;
+        Some(router)
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = (LinkKey, &Link)> {

@@ -14,7 +14,10 @@ use super::{
     batch::{BATCH_BYTES, BATCH_RECORDS, Batch, Receipt, Sealed},
     record::NewRecord,
 };
-use crate::{connection::table::ConnectionKey, link::table::LinkKey};
+use crate::{
+    connection::table::ConnectionKey,
+    link::table::{Home, LinkKey},
+};
 
 /// Most Appends of a lane under way.
 const UNDER_WAY: usize = 4;
@@ -71,8 +74,11 @@ pub(crate) struct Lane {
     sent: VecDeque<Sealed>,
     under_way: usize,
     pub(crate) route: Route,
+    pub(crate) home: Home,
     /// Failures in a row, for the backoff.
     pub(crate) failures: u32,
+    /// Shard clock at the last LaneOpened, milliseconds.
+    pub(crate) opened_at: u64,
     /// Connections whose ownerships the home has to know.
     pub(crate) owners: HashSet<ConnectionKey>,
     /// Ownerships to be told at the end of the turn.
@@ -98,7 +104,9 @@ impl Lane {
             sent: VecDeque::new(),
             under_way: 0,
             route: Route::Closed,
+            home: Home::default(),
             failures: 0,
+            opened_at: 0,
             owners: HashSet::new(),
             attach: Vec::new(),
             detach: Vec::new(),

@@ -124,7 +124,10 @@ mod tests {
         let last = decoded.records.last().unwrap();
         assert_eq!(last.payload.len(), 20_000);
         assert_eq!(last.epoch, u64::MAX - 20_000);
-        assert_eq!((&last.client[..], &last.topic[..], &last.user[..]), (&b"c"[..], &b"a/b"[..], &b"device"[..]));
+        assert_eq!(
+            (&last.client[..], &last.topic[..], &last.user[..]),
+            (&b"c"[..], &b"a/b"[..], &b"device"[..])
+        );
         assert_eq!(last.auth_type(), AuthType::Password);
         assert!(decoded.records.first().unwrap().last_will && !last.last_will);
     }

@@ -267,9 +267,9 @@ impl Claims {
             match self.attempt(&mut batch).await {
                 Ok(()) => return,
                 Err(CallError::LeaseGone) => {}
-                Err(CallError::Refused(reason)) => return self.refused(batch, &reason),
-                Err(CallError::Unavailable(reason)) => {
-                    tracing::debug!(reason, operations = batch.len(), "ownerships not committed yet");
+                Err(error) if error.is_size() => return self.refused(batch, &error.to_string()),
+                Err(error) => {
+                    tracing::debug!(%error, operations = batch.len(), "ownerships not committed yet");
                     sleep(pause).await;
                     pause = (pause * 2).min(PAUSE_MAX);
                 }

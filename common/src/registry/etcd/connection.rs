@@ -44,6 +44,13 @@ pub(super) enum CallError {
     Refused(String),
 }
 
+impl CallError {
+    /// Whether the same in smaller parts may be accepted.
+    pub fn is_size(&self) -> bool {
+        matches!(self, Self::Refused(reason) if reason.contains("too many operations") || reason.contains("too large"))
+    }
+}
+
 /// What a call brought.
 pub(super) struct Answer<T> {
     pub value: T,
@@ -201,8 +208,9 @@ fn judge(error: &Error) -> Verdict {
             | Code::Unauthenticated
             | Code::OutOfRange
             | Code::FailedPrecondition
-            | Code::Unimplemented
-            | Code::ResourceExhausted => Verdict::Final(CallError::Refused(status.message().to_owned())),
+            | Code::Unimplemented => Verdict::Final(CallError::Refused(status.message().to_owned())),
+            // Too many requests, or no space left: refused for now.
+            Code::ResourceExhausted => Verdict::Again { unsent: true },
             _ => Verdict::Again { unsent: never_sent(status) },
         },
         Error::LeaseKeepAliveError(text) if text.contains("not found") => {

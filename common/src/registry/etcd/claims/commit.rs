@@ -36,16 +36,11 @@ impl Item {
     pub fn puts(&self) -> bool {
         matches!(self.op, Op::Claim { .. } | Op::Adopt { .. } | Op::Renew { .. })
     }
-}
 
-/// What a conditional put came to.
-enum Put {
-    /// It is there, with this epoch.
-    Won(Epoch),
-    /// Another is there.
-    Lost,
-    /// It is there from an earlier attempt, at this revision, but under a lease that may be gone.
-    Stale(i64),
+    /// What it puts if it puts on a condition, so that an attempt that was carried out keeps later ones from it.
+    fn puts_once(&self) -> Option<&[u8]> {
+        matches!(self.op, Op::Adopt { .. } | Op::Renew { .. }).then_some(self.value.as_slice())
+    }
 }
 
 /// The transaction; `lease` is for what it puts.
@@ -156,60 +151,14 @@ impl Claims {
         }
         let mut again = Vec::new();
         for (mut item, answer) in batch.drain(..).zip(answers) {
+            if let Some(revision) = item.puts_once().and_then(|value| stale(&answer, value, lease)) {
+                item.revision = Some(revision);
+                again.push(item);
+                continue;
+            }
             let client = item.client.clone();
-            let event = match item.op {
-                Op::Claim { owner, reply } => {
-                    let previous = match &answer {
-                        TxnOpResponse::Put(put) => self.previous(&client, put.prev_key()).await,
-                        _ => None,
-                    };
-                    let held = Held { owner, epoch, since: epoch, lease };
-                    self.hold(&client, held, || reply.send(Ok(Claim { epoch, previous })).is_ok());
-                    None
-                }
-                Op::Adopt { owner, provisional: old, .. } => {
-                    match put_outcome(&answer, &item.value, epoch, lease) {
-                        Put::Won(new) => {
-                            let held = Held { owner, epoch: new, since: old, lease };
-                            let wanted = self.hold(&client, held, || self.unlist(&client, old));
-                            wanted.then_some(OwnershipEvent::Renewed {
-                                shard: owner.shard,
-                                client: client.clone(),
-                                old,
-                                new,
-                            })
-                        }
-                        Put::Lost => {
-                            let wanted = self.unlist(&client, old);
-                            wanted.then_some(OwnershipEvent::Superseded {
-                                shard: owner.shard,
-                                client: client.clone(),
-                                old,
-                            })
-                        }
-                        Put::Stale(revision) => {
-                            item.revision = Some(revision);
-                            again.push(item);
-                            continue;
-                        }
-                    }
-                }
-                Op::Renew { epoch: old } => match put_outcome(&answer, &item.value, epoch, lease) {
-                    Put::Stale(revision) => {
-                        item.revision = Some(revision);
-                        again.push(item);
-                        continue;
-                    }
-                    outcome => self.renewed(&client, old, &outcome, lease),
-                },
-                Op::Release { .. } => {
-                    self.state().holdings.remove(&client);
-                    None
-                }
-                Op::Forget => None,
-            };
             // Before the client's next operation begins, so that events of one client are in order.
-            if let Some(event) = event {
+            if let Some(event) = self.decide(item, &answer, epoch, lease).await {
                 self.tell(event).await;
             }
             self.state().queue.done(&client);
@@ -218,6 +167,38 @@ impl Claims {
         *batch = again;
         // What is left is under a lease that may be gone.
         if batch.is_empty() { Ok(()) } else { Err(CallError::LeaseGone) }
+    }
+
+    /// What an operation came to.
+    async fn decide(
+        &self,
+        item: Item,
+        answer: &TxnOpResponse,
+        epoch: Epoch,
+        lease: i64,
+    ) -> Option<OwnershipEvent> {
+        let Item { client, op, value, .. } = item;
+        match op {
+            Op::Claim { owner, reply } => {
+                let previous = match answer {
+                    TxnOpResponse::Put(put) => self.previous(&client, put.prev_key()).await,
+                    _ => None,
+                };
+                let held = Held { owner, epoch, since: epoch, lease };
+                self.hold(&client, held, || reply.send(Ok(Claim { epoch, previous })).is_ok());
+                None
+            }
+            Op::Adopt { owner, provisional, .. } => {
+                let won = won(answer, &value, epoch);
+                self.adopted(client, owner, provisional, won, lease)
+            }
+            Op::Renew { epoch: old } => self.renewed(client, old, won(answer, &value, epoch), lease),
+            Op::Release { .. } => {
+                self.state().holdings.remove(&client);
+                None
+            }
+            Op::Forget => None,
+        }
     }
 
     /// An ownership was won. If nobody `takes` it, it is given up again.
@@ -245,16 +226,39 @@ impl Claims {
         self.state().adopts.remove(&(client.clone(), provisional))
     }
 
-    fn renewed(&self, client: &ClientKey, old: Epoch, outcome: &Put, lease: i64) -> Option<OwnershipEvent> {
-        let held = *self.state().holdings.get(client)?;
+    fn adopted(
+        &self,
+        client: ClientKey,
+        owner: Owner,
+        old: Epoch,
+        won: Option<Epoch>,
+        lease: i64,
+    ) -> Option<OwnershipEvent> {
+        let shard = owner.shard;
+        let Some(new) = won else {
+            let wanted = self.unlist(&client, old);
+            return wanted.then_some(OwnershipEvent::Superseded { shard, client, old });
+        };
+        let held = Held { owner, epoch: new, since: old, lease };
+        let wanted = self.hold(&client, held, || self.unlist(&client, old));
+        wanted.then_some(OwnershipEvent::Renewed { shard, client, old, new })
+    }
+
+    fn renewed(
+        &self,
+        client: ClientKey,
+        old: Epoch,
+        won: Option<Epoch>,
+        lease: i64,
+    ) -> Option<OwnershipEvent> {
+        let held = *self.state().holdings.get(&client)?;
         let shard = held.owner.shard;
-        if let Put::Won(new) = *outcome {
-            self.hold(client, Held { epoch: new, lease, ..held }, || true);
-            Some(OwnershipEvent::Renewed { shard, client: client.clone(), old, new })
-        } else {
-            self.state().holdings.remove(client);
-            Some(OwnershipEvent::Superseded { shard, client: client.clone(), old })
-        }
+        let Some(new) = won else {
+            self.state().holdings.remove(&client);
+            return Some(OwnershipEvent::Superseded { shard, client, old });
+        };
+        self.hold(&client, Held { epoch: new, lease, ..held }, || true);
+        Some(OwnershipEvent::Renewed { shard, client, old, new })
     }
 
     async fn tell(&self, event: OwnershipEvent) {
@@ -314,19 +318,28 @@ fn read(kv: &KeyValue) -> Option<(Owner, u64)> {
     }
 }
 
-fn put_outcome(answer: &TxnOpResponse, value: &[u8], epoch: Epoch, lease: i64) -> Put {
+/// The epoch that a conditional put won: by this transaction, or by an attempt before it.
+fn won(answer: &TxnOpResponse, value: &[u8], epoch: Epoch) -> Option<Epoch> {
     match answer {
-        TxnOpResponse::Put(_) => Put::Won(epoch),
+        TxnOpResponse::Put(_) => Some(epoch),
         // Levels: over what was superseded, else created, else what is there.
-        TxnOpResponse::Txn(inner) => match inner.op_responses().first() {
-            Some(inner) => put_outcome(inner, value, epoch, lease),
-            None => Put::Lost,
-        },
-        TxnOpResponse::Get(get) => match get.kvs().first() {
-            Some(kv) if kv.value() == value && kv.lease() == lease => Put::Won(epoch_of(kv.mod_revision())),
-            Some(kv) if kv.value() == value => Put::Stale(kv.mod_revision()),
-            _ => Put::Lost,
-        },
-        TxnOpResponse::Delete(_) => Put::Lost,
+        TxnOpResponse::Txn(inner) => won(inner.op_responses().first()?, value, epoch),
+        TxnOpResponse::Get(get) => {
+            let ours = get.kvs().first().filter(|kv| kv.value() == value);
+            ours.map(|kv| epoch_of(kv.mod_revision()))
+        }
+        TxnOpResponse::Delete(_) => None,
+    }
+}
+
+/// The revision of what an earlier attempt put under another lease, which may be gone: to be put over.
+fn stale(answer: &TxnOpResponse, value: &[u8], lease: i64) -> Option<i64> {
+    match answer {
+        TxnOpResponse::Txn(inner) => stale(inner.op_responses().first()?, value, lease),
+        TxnOpResponse::Get(get) => {
+            let ours = get.kvs().first().filter(|kv| kv.value() == value && kv.lease() != lease);
+            ours.map(KeyValue::mod_revision)
+        }
+        _ => None,
     }
 }

@@ -1,0 +1,110 @@
+//! A device under a test's own hand: it connects once, and does nothing by itself.
+
+use std::time::Duration;
+
+use mqttbytes::{
+    QoS,
+    v4::{ConnectReturnCode, Packet, PubAck, Publish, Subscribe},
+};
+use penstock_loadtest::wire::{Login, Wire, WireError};
+use tokio::time::timeout;
+
+use crate::tenant::TestTenant;
+
+/// For one answer.
+const LIMIT: Duration = Duration::from_secs(20);
+
+/// One connection of one client.
+pub struct Device {
+    wire: Wire,
+    next_id: u16,
+}
+
+impl Device {
+    /// Connects as the tenant's `device`.
+    pub async fn connect(target: &str, tenant: &TestTenant, client: &str) -> Result<Self, WireError> {
+        Self::connect_as(target, &tenant.device(), &tenant.password, client).await
+    }
+
+    /// Connects as anybody.
+    pub async fn connect_as(
+        target: &str,
+        username: &str,
+        password: &str,
+        client: &str,
+    ) -> Result<Self, WireError> {
+        let login = Login {
+            client_id: client.into(),
+            username: username.into(),
+            password: password.into(),
+            keep_alive: Duration::from_secs(60),
+            clean_session: true,
+        };
+        Ok(Self { wire: Wire::open(target, &login).await?, next_id: 1 })
+    }
+
+    /// The CONNACK code of a connection that must be refused.
+    pub async fn refused(target: &str, username: &str, password: &str, client: &str) -> ConnectReturnCode {
+        match Self::connect_as(target, username, password, client).await {
+            Err(WireError::Refused(code)) => code,
+            Err(other) => panic!("neither accepted nor refused: {other}"),
+            Ok(_) => panic!("{username} is accepted"),
+        }
+    }
+
+    fn id(&mut self) -> u16 {
+        self.next_id += 1;
+        self.next_id
+    }
+
+    /// The next packet; an error when the connection ends.
+    ///
+    /// # Panics
+    /// When none comes.
+    pub async fn next(&mut self) -> Result<Packet, WireError> {
+        timeout(LIMIT, self.wire.next()).await.unwrap_or_else(|_| panic!("no packet within {LIMIT:?}"))
+    }
+
+    /// SUBSCRIBE, and waits for the SUBACK.
+    pub async fn subscribe(&mut self, filter: &str, qos: QoS) {
+        let mut subscribe = Subscribe::new(filter, qos);
+        subscribe.pkid = self.id();
+        subscribe.write(&mut self.wire.out).expect("encodes");
+        self.wire.flush().await.expect("sent");
+        let answer = self.next().await.expect("a SUBACK");
+        assert!(matches!(answer, Packet::SubAck(_)), "{answer:?}");
+    }
+
+    /// PUBLISH with QoS 1, and waits for the PUBACK.
+    pub async fn publish(&mut self, topic: &str, payload: &str) -> Result<(), WireError> {
+        let mut publish = Publish::new(topic, QoS::AtLeastOnce, payload);
+        publish.pkid = self.id();
+        publish.write(&mut self.wire.out).expect("encodes");
+        self.wire.flush().await?;
+        let answer = self.next().await?;
+        assert!(matches!(&answer, Packet::PubAck(ack) if ack.pkid == publish.pkid), "{answer:?}");
+        Ok(())
+    }
+
+    /// The next message, acknowledged.
+    pub async fn message(&mut self) -> Publish {
+        let publish = match self.next().await {
+            Ok(Packet::Publish(publish)) => publish,
+            other => panic!("no message: {other:?}"),
+        };
+        if publish.qos != QoS::AtMostOnce {
+            PubAck::new(publish.pkid).write(&mut self.wire.out).expect("encodes");
+            self.wire.flush().await.expect("sent");
+        }
+        publish
+    }
+
+    /// Waits until the server closes the connection.
+    ///
+    /// # Panics
+    /// When a packet comes, or nothing.
+    pub async fn closed(&mut self) {
+        let ended = self.next().await;
+        assert!(matches!(ended, Err(WireError::Closed | WireError::Io(_))), "{ended:?}");
+    }
+}

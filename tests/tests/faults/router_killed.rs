@@ -1,0 +1,20 @@
+//! A router is killed: devices see nothing but latency.
+
+use penstock_tests::wait::alone;
+
+use crate::under_load::{RECOVERY, start};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn kill_each_router_in_turn() {
+    let _alone = alone().await;
+    let (mut cluster, _tenant, load) = start().await;
+    for at in [0, 1] {
+        cluster.routers[at].kill().await;
+        load.progress(500, RECOVERY).await;
+        cluster.routers[at].start().await;
+        cluster.linked().await;
+        load.progress(500, RECOVERY).await;
+    }
+    assert_eq!(load.broken(), 0, "devices see nothing");
+    load.balances().await;
+}

@@ -1,0 +1,108 @@
+//! `penstock` as a person tries it: mosquitto's clients on one side, `penstockctl` on the other, and a crash in between.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+use std::time::Duration;
+
+use penstock_tests::{
+    child::Child,
+    command::{Ran, ctl, mosquitto, run},
+    load::Load,
+    standalone::Penstock,
+    wait::{alone, eventually},
+};
+use serde_json::Value;
+
+async fn app(penstock: &Penstock, arguments: &[&str]) -> Ran {
+    let demo = penstock.demo();
+    run("penstockctl", ctl(&penstock.server(), &demo.app(), &demo.password, arguments)).await
+}
+
+async fn publish(penstock: &Penstock, client: &str, topic: &str, payload: &str) {
+    let arguments = ["-q", "1", "-t", topic, "-m", payload];
+    let command = mosquitto("mosquitto_pub", &penstock.target(), &penstock.demo(), client, &arguments);
+    run("mosquitto_pub", command).await.fine();
+}
+
+fn objects(lines: &[String]) -> Vec<Value> {
+    lines
+        .iter()
+        .map(|line| serde_json::from_str(line).unwrap_or_else(|_| panic!("no JSON: {line}")))
+        .collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_group_prints_what_devices_publish() {
+    let _alone = alone().await;
+    let penstock = Penstock::start().await;
+    app(&penstock, &["group", "create", "g", "--filter", "sensors/#"]).await.fine();
+    publish(&penstock, "sensor-1", "sensors/1", "21.5").await;
+    publish(&penstock, "sensor-1", "elsewhere", "not for the group").await;
+    publish(&penstock, "sensor-1", "sensors/1", "22.0").await;
+    let consume = ["consume", "--group", "g", "--json", "--count", "2", "--timeout", "20s"];
+    let messages = objects(&app(&penstock, &consume).await.fine());
+    let payloads: Vec<_> = messages.iter().map(|message| message["payload"].as_str().unwrap()).collect();
+    assert_eq!(payloads, ["21.5", "22.0"]);
+    for (key, expected) in
+        [("tenant", "demo"), ("client_id", "sensor-1"), ("user", "device"), ("topic", "sensors/1")]
+    {
+        assert_eq!(messages[0][key], expected);
+    }
+    let more = app(&penstock, &["consume", "--group", "g", "--count", "1", "--timeout", "500ms"]).await;
+    assert_eq!(more.code, Some(1), "what is acknowledged does not come again: {more:?}");
+    let contradiction = app(&penstock, &["consume", "--group", "g", "--filter", "other/#"]).await;
+    assert_eq!(contradiction.code, Some(1), "{contradiction:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_push_reaches_the_device_and_its_receipt_says_so() {
+    let _alone = alone().await;
+    let penstock = Penstock::start().await;
+    let subscribe = ["-q", "1", "-t", "commands/#", "-C", "1", "-v"];
+    let command = mosquitto("mosquitto_sub", &penstock.target(), &penstock.demo(), "device-2", &subscribe);
+    let mut device = Child::start("mosquitto_sub", command);
+    let push =
+        ["push", "--topic", "commands/1", "--client", "device-2", "--qos", "1", "--payload", "restart"];
+    let pushed = eventually("the device is subscribed and reached", Duration::from_secs(30), || {
+        let (penstock, push) = (&penstock, push);
+        async move {
+            let ran = app(penstock, &[&push[..], &["--wait", "--json"]].concat()).await;
+            (ran.code == Some(0)).then_some(ran.lines)
+        }
+    })
+    .await;
+    assert_eq!(objects(&pushed)[0]["status"], "delivered");
+    assert_eq!(device.exit(Duration::from_secs(20)).await, Some(0));
+    assert_eq!(device.lines(), ["commands/1 restart"]);
+    let nobody = ["push", "--topic", "commands/1", "--client", "nobody", "--qos", "1", "--payload", "x"];
+    let refused = app(&penstock, &nobody).await;
+    assert_eq!(refused.code, Some(1), "{refused:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_crash_loses_nothing_that_was_acknowledged_and_groups_go_on() {
+    let _alone = alone().await;
+    let mut penstock = Penstock::start().await;
+    let load = Load::start(penstock.client(), vec![penstock.target()], &penstock.demo()).await;
+    load.progress(500, Duration::from_secs(60)).await;
+    penstock.crash_and_restart().await;
+    load.all_connected(Duration::from_secs(60)).await;
+    load.progress(500, Duration::from_secs(60)).await;
+    load.balances().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn wrong_credentials_are_refused_at_both_doors() {
+    let _alone = alone().await;
+    let penstock = Penstock::start().await;
+    let wrong = ["-q", "1", "-t", "t", "-m", "m", "-P", "wrong-password"];
+    let command = mosquitto("mosquitto_pub", &penstock.target(), &penstock.demo(), "c", &wrong);
+    let refused = run("mosquitto_pub", command).await;
+    assert_eq!(refused.code, Some(5), "CONNACK 5: {refused:?}");
+    let ran =
+        run("penstockctl", ctl(&penstock.server(), "demo/app", "wrong-password", &["group", "list"])).await;
+    assert_eq!(ran.code, Some(1), "{ran:?}");
+    assert!(ran.lines.iter().any(|line| line.contains("password is wrong")), "{ran:?}");
+    let device = penstock.demo();
+    let command = ctl(&penstock.server(), &device.device(), &device.password, &["group", "list"]);
+    assert_eq!(run("penstockctl", command).await.code, Some(1), "a device has no access to the doors");
+}

@@ -1,0 +1,82 @@
+//! Clients that others wrote: mosquitto's and paho's. They find what our own clients agree with us about, wrongly.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+use std::time::Duration;
+
+use penstock_tests::{
+    child::Child,
+    command::{ctl, mosquitto, run},
+    standalone::Penstock,
+    wait::alone,
+};
+use tokio::process::Command;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn mosquitto_clients_talk_to_each_other_and_to_a_group() {
+    let _alone = alone().await;
+    let penstock = Penstock::start().await;
+    let (target, demo) = (penstock.target(), penstock.demo());
+    let ctl = |arguments: &[&str]| ctl(&penstock.server(), &demo.app(), &demo.password, arguments);
+    run("penstockctl", ctl(&["group", "create", "g"])).await.fine();
+    let subscribe = ["-q", "1", "-t", "a/+/c", "-t", "a/#", "-C", "3", "-v", "-d"];
+    let mut listener =
+        Child::start("mosquitto_sub", mosquitto("mosquitto_sub", &target, &demo, "listener", &subscribe));
+    listener
+        .line("the SUBACK", Duration::from_secs(20), |line| {
+            (line.contains("SUBACK") || line.starts_with("Subscribed")).then_some(())
+        })
+        .await;
+    for (topic, qos) in [("a/b/c", "0"), ("a/b/c", "1"), ("a/x", "1")] {
+        let publish = ["-q", qos, "-t", topic, "-m", "hello"];
+        run("mosquitto_pub", mosquitto("mosquitto_pub", &target, &demo, "speaker", &publish)).await.fine();
+    }
+    assert_eq!(listener.exit(Duration::from_secs(20)).await, Some(0));
+    let got: Vec<String> = listener.lines().into_iter().filter(|line| line.starts_with("a/")).collect();
+    assert_eq!(got, ["a/b/c hello", "a/b/c hello", "a/x hello"], "overlapping filters: one delivery each");
+    let consumed = run("penstockctl", ctl(&["consume", "--group", "g", "--count", "3", "--timeout", "20s"]));
+    assert_eq!(consumed.await.fine().len(), 3);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_last_will_of_a_killed_mosquitto_client_is_published() {
+    let _alone = alone().await;
+    let penstock = Penstock::start().await;
+    let (target, demo) = (penstock.target(), penstock.demo());
+    let ctl = |arguments: &[&str]| ctl(&penstock.server(), &demo.app(), &demo.password, arguments);
+    run("penstockctl", ctl(&["group", "create", "wills", "--filter", "wills/#"])).await.fine();
+    let subscribe = ["-t", "x", "-d", "--will-topic", "wills/1", "--will-payload", "gone", "--will-qos", "1"];
+    let mut dying =
+        Child::start("mosquitto_sub", mosquitto("mosquitto_sub", &target, &demo, "dying", &subscribe));
+    dying.line("the CONNACK", Duration::from_secs(20), |line| line.contains("CONNACK").then_some(())).await;
+    dying.kill().await;
+    let consume = ["consume", "--group", "wills", "--json", "--count", "1", "--timeout", "30s"];
+    let lines = run("penstockctl", ctl(&consume)).await.fine().join("");
+    assert!(lines.contains(r#""last_will":true"#) && lines.contains(r#""payload":"gone""#), "{lines}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn paho_publishes_subscribes_and_leaves_a_will() {
+    let _alone = alone().await;
+    let penstock = Penstock::start().await;
+    let directory = tempfile::tempdir().unwrap();
+    let environment = directory.path().join("venv");
+    let mut venv = Command::new("python3");
+    venv.args(["-m", "venv"]).arg(&environment);
+    let made = run("python3 -m venv", venv).await;
+    assert_eq!(made.code, Some(0), "python3 can't make a virtual environment (python3-venv?): {made:#?}");
+    let mut pip = Command::new(environment.join("bin/pip"));
+    pip.args(["install", "--quiet", "--disable-pip-version-check", "paho-mqtt>=2,<3"]);
+    let installed = run("pip", pip).await;
+    assert_eq!(installed.code, Some(0), "pip can't install paho-mqtt, which this test needs: {installed:#?}");
+    let (target, demo) = (penstock.target(), penstock.demo());
+    let (host, port) = target.split_once(':').unwrap();
+    let mut paho = Command::new(environment.join("bin/python"));
+    paho.arg(concat!(env!("CARGO_MANIFEST_DIR"), "/paho.py")).args([
+        host,
+        port,
+        &demo.device(),
+        &demo.password,
+    ]);
+    let ran = run("paho", paho).await;
+    assert_eq!(ran.fine(), ["fine"]);
+}
