@@ -4,7 +4,7 @@
 //! Invariant: a kick that comes while a claim of the client is pending is remembered until the claim is answered
 //! (otherwise a late answer would admit the connection that was to be closed).
 
-use std::{collections::HashMap, sync::Arc, time::Instant};
+use std::{collections::HashMap, sync::Arc};
 
 use penstock_common::{
     epoch::Epoch,
