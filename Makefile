@@ -1,5 +1,5 @@
 # The menu.
-.PHONY: help run test lint format packages
+.PHONY: help run test lint bench format packages
 
 # Programs of a cluster, and all backends.
 ALL := --workspace --all-features
@@ -19,6 +19,9 @@ lint: ## Formatting and clippy, warnings are errors
 	cargo fmt --all --check
 	cargo clippy --locked $(ALL) --all-targets -- -D warnings
 	@echo "make lint: clean"
+
+bench: packages ## Measure what a message and a connection cost, beside mosquitto (release build, some minutes)
+	cargo bench --locked -p penstock-tests --bench measure
 
 format: ## Format the sources
 	cargo fmt --all

@@ -260,7 +260,13 @@ impl Shard {
         if let Some(admission) = admission {
             self.admissions -= 1;
             let client = String::from_utf8_lossy(&admission.client);
-            tracing::info!(tenant = %admission.tenant, %client, result, "a CONNECT is refused");
+            // Overload would fill the log with what the metric counts.
+            match code {
+                ConnectCode::Unavailable => {
+                    tracing::debug!(tenant = %admission.tenant, %client, result, "a CONNECT is refused");
+                }
+                _ => tracing::info!(tenant = %admission.tenant, %client, result, "a CONNECT is refused"),
+            }
             self.forget_question(key, &admission);
         }
         self.touch(key);

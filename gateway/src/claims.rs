@@ -13,6 +13,7 @@ use penstock_common::{
 };
 use penstock_mqtt::{packet::ConnectCode, session::CloseReason};
 use penstock_proto::link::{self, control_up};
+use tokio::time::Instant;
 
 use crate::{
     connection::table::{ConnectionKey, Identity},

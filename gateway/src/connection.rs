@@ -76,7 +76,8 @@ fn poll(shard: &ShardCell, key: ConnectionKey, stream: &TcpStream, context: &mut
 async fn linger(stream: &TcpStream) -> io::Result<()> {
     // The write side ends when the last handle is dropped; until then the client may still be writing.
     socket_shutdown(stream)?;
-    let (mut read, mut sink) = (0, [0; 1_024]);
+    // On the heap: every connection's task would hold it from the beginning.
+    let (mut read, mut sink) = (0, vec![0; 1_024]);
     while read < LINGER_BYTES {
         stream.readable().await?;
         match stream.try_read(&mut sink) {
@@ -219,7 +220,7 @@ impl Shard {
         if let Some(connection) = self.connections.get_mut(key) {
             let _ = write(connection);
         }
-        tracing::debug!(client = self.name_of(key), reason = reason.label(), "a connection has ended");
+        self.log_end(key, reason);
         self.unsubscribe_all(key);
         self.pushes_lost(key);
         let Some(mut connection) = self.connections.remove(key) else { return };
@@ -237,6 +238,24 @@ impl Shard {
             self.disown(&identity, reason);
         }
         connection.wake();
+    }
+
+    /// Says who ended why; what an operator has to look for (a looping bridge, a client that can't keep up) louder.
+    fn log_end(&self, key: ConnectionKey, reason: CloseReason) {
+        let (client, label) = (self.name_of(key), reason.label());
+        match reason {
+            CloseReason::TopicReserved | CloseReason::TopicSystem => {
+                tracing::warn!(
+                    client,
+                    reason = label,
+                    "closing a connection that published where it may not"
+                );
+            }
+            CloseReason::Overrun | CloseReason::StoreTimeout | CloseReason::PublishQuota => {
+                tracing::info!(client, reason = label, "closing a connection");
+            }
+            _ => tracing::debug!(client, reason = label, "a connection has ended"),
+        }
     }
 
     /// Enters the connection's deadline into the shard's timers, unless an earlier look is already due.

@@ -102,6 +102,7 @@ impl Home {
         }
         info!(tenant = %key.tenant, partition = key.partition, term = took.term.0, previous = ?took.previous_holder,
             took_ms = started.elapsed().as_millis(), "took the partition");
+        homes.metrics.homes_taken.inc();
         tokio::spawn(Arc::clone(&home).run_lane());
         tokio::spawn(Arc::clone(&home).run_fan_out());
         if let Some(previous) = took.previous_holder.filter(|holder| *holder != homes.incarnation) {

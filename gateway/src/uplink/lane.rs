@@ -77,6 +77,8 @@ pub(crate) struct Lane {
     pub(crate) home: Home,
     /// Failures in a row, for the backoff.
     pub(crate) failures: u32,
+    /// Shard clock at the last LaneOpened, milliseconds.
+    pub(crate) opened_at: u64,
     /// Connections whose ownerships the home has to know.
     pub(crate) owners: HashSet<ConnectionKey>,
     /// Ownerships to be told at the end of the turn.
@@ -104,6 +106,7 @@ impl Lane {
             route: Route::Closed,
             home: Home::default(),
             failures: 0,
+            opened_at: 0,
             owners: HashSet::new(),
             attach: Vec::new(),
             detach: Vec::new(),

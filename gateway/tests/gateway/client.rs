@@ -9,20 +9,67 @@ use mqttbytes::{
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpStream,
+    net::{
+        TcpStream,
+        tcp::{OwnedReadHalf, OwnedWriteHalf},
+    },
     time::timeout,
 };
 
 pub const PATIENCE: Duration = Duration::from_secs(10);
 
 pub struct Client {
-    stream: TcpStream,
+    pub input: Input,
+    pub output: Output,
+}
+
+/// What the gateway writes.
+pub struct Input {
+    stream: OwnedReadHalf,
     unread: BytesMut,
+}
+
+/// What the client writes.
+pub struct Output {
+    stream: OwnedWriteHalf,
+}
+
+impl Output {
+    pub async fn publish(&mut self, topic: &str, packet_id: u16, payload: &[u8]) {
+        let qos = if packet_id == 0 { QoS::AtMostOnce } else { QoS::AtLeastOnce };
+        let mut publish = Publish::new(topic, qos, payload);
+        publish.pkid = packet_id;
+        self.write(|out| publish.write(out)).await;
+    }
+
+    async fn write(&mut self, packet: impl FnOnce(&mut BytesMut) -> Result<usize, mqttbytes::Error>) {
+        let mut out = BytesMut::new();
+        packet(&mut out).unwrap();
+        self.stream.write_all(&out).await.unwrap();
+    }
+}
+
+impl Input {
+    /// The next packet; None when the gateway has closed.
+    pub async fn read(&mut self) -> Option<Packet> {
+        loop {
+            match v4::read(&mut self.unread, 2 << 20) {
+                Ok(packet) => return Some(packet),
+                Err(mqttbytes::Error::InsufficientBytes(_)) => {}
+                Err(error) => panic!("the gateway wrote something unreadable: {error:?}"),
+            }
+            let read = timeout(PATIENCE, self.stream.read_buf(&mut self.unread)).await.expect("no packet");
+            if read.unwrap_or(0) == 0 {
+                return None;
+            }
+        }
+    }
 }
 
 impl Client {
     pub async fn dial(address: SocketAddr) -> Self {
-        Self { stream: TcpStream::connect(address).await.unwrap(), unread: BytesMut::new() }
+        let (input, output) = TcpStream::connect(address).await.unwrap().into_split();
+        Self { input: Input { stream: input, unread: BytesMut::new() }, output: Output { stream: output } }
     }
 
     /// Connects as `acme/device` and returns the CONNACK's code.
@@ -42,21 +89,18 @@ impl Client {
     pub async fn say_connect(&mut self, client: &str, user: &str, password: &str) {
         let mut connect = Connect::new(client);
         connect.login = Some(Login::new(user, password));
-        self.write(|out| connect.write(out)).await;
+        self.output.write(|out| connect.write(out)).await;
     }
 
     pub async fn say_connect_with_will(&mut self, client: &str, topic: &str, payload: &str) {
         let mut connect = Connect::new(client);
         connect.login = Some(Login::new("acme/device", "secret"));
         connect.last_will = Some(v4::LastWill::new(topic, payload, QoS::AtLeastOnce, false));
-        self.write(|out| connect.write(out)).await;
+        self.output.write(|out| connect.write(out)).await;
     }
 
     pub async fn publish(&mut self, topic: &str, packet_id: u16, payload: &[u8]) {
-        let qos = if packet_id == 0 { QoS::AtMostOnce } else { QoS::AtLeastOnce };
-        let mut publish = Publish::new(topic, qos, payload);
-        publish.pkid = packet_id;
-        self.write(|out| publish.write(out)).await;
+        self.output.publish(topic, packet_id, payload).await;
     }
 
     pub async fn subscribe(&mut self, packet_id: u16, filters: &[(&str, QoS)]) {
@@ -65,42 +109,26 @@ impl Client {
             subscribe.add((*filter).to_owned(), *qos);
         }
         subscribe.pkid = packet_id;
-        self.write(|out| subscribe.write(out)).await;
+        self.output.write(|out| subscribe.write(out)).await;
     }
 
     pub async fn unsubscribe(&mut self, packet_id: u16, filter: &str) {
         let mut unsubscribe = Unsubscribe::new(filter);
         unsubscribe.pkid = packet_id;
-        self.write(|out| unsubscribe.write(out)).await;
+        self.output.write(|out| unsubscribe.write(out)).await;
     }
 
     pub async fn puback(&mut self, packet_id: u16) {
-        self.write(|out| v4::PubAck::new(packet_id).write(out)).await;
+        self.output.write(|out| v4::PubAck::new(packet_id).write(out)).await;
     }
 
     pub async fn ping(&mut self) {
-        self.write(|out| v4::PingReq.write(out)).await;
-    }
-
-    async fn write(&mut self, packet: impl FnOnce(&mut BytesMut) -> Result<usize, mqttbytes::Error>) {
-        let mut out = BytesMut::new();
-        packet(&mut out).unwrap();
-        self.stream.write_all(&out).await.unwrap();
+        self.output.write(|out| v4::PingReq.write(out)).await;
     }
 
     /// The next packet; None when the gateway has closed.
     pub async fn read(&mut self) -> Option<Packet> {
-        loop {
-            match v4::read(&mut self.unread, 2 << 20) {
-                Ok(packet) => return Some(packet),
-                Err(mqttbytes::Error::InsufficientBytes(_)) => {}
-                Err(error) => panic!("the gateway wrote something unreadable: {error:?}"),
-            }
-            let read = timeout(PATIENCE, self.stream.read_buf(&mut self.unread)).await.expect("no packet");
-            if read.unwrap_or(0) == 0 {
-                return None;
-            }
-        }
+        self.input.read().await
     }
 
     pub async fn expect_puback(&mut self, packet_id: u16) {

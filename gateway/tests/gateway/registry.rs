@@ -150,6 +150,7 @@ impl Registry for TestRegistry {
         self.adopted.lock().unwrap().push((client, provisional, superseded));
     }
 
+    #[expect(clippy::disallowed_methods, reason = "the thread has to stand still")]
     fn release(&self, client: ClientKey, epoch: Epoch) {
         let stop = self.stop_ms.swap(0, Ordering::SeqCst);
         std::thread::sleep(std::time::Duration::from_millis(stop));

@@ -40,7 +40,7 @@ type Senders<T> = Mutex<HashMap<String, mpsc::Sender<Result<T, Status>>>>;
 pub struct Inner {
     pub incarnation: u64,
     pub hold: Hold,
-    seen: mpsc::UnboundedSender<Seen>,
+    seen: mpsc::Sender<Seen>,
     /// By link number.
     control: Senders<ControlDown>,
     data: Senders<DataDown>,
@@ -50,7 +50,7 @@ pub struct Inner {
 pub struct Router {
     pub inner: Arc<Inner>,
     pub address: String,
-    seen: mpsc::UnboundedReceiver<Seen>,
+    seen: mpsc::Receiver<Seen>,
     server: tokio::task::JoinHandle<()>,
 }
 
@@ -61,7 +61,7 @@ type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 impl Router {
     pub async fn start(incarnation: u64) -> Self {
-        let (seen, receiver) = mpsc::unbounded_channel();
+        let (seen, receiver) = mpsc::channel(65_536);
         let inner = Arc::new(Inner {
             incarnation,
             hold: Hold::default(),
@@ -253,7 +253,7 @@ impl link_server::Link for Service {
         tokio::spawn(async move {
             while let Some(Ok(message)) = stream.next().await {
                 let kind = message.kind.unwrap();
-                let _ = inner.seen.send(Seen::Control(kind.clone()));
+                let _ = inner.seen.try_send(Seen::Control(kind.clone()));
                 inner.answer(&link, via, kind).await;
             }
             inner.control.lock().unwrap().remove(&link);
@@ -274,7 +274,7 @@ impl link_server::Link for Service {
                 {
                     inner.data_down(&link, settled(append)).await;
                 }
-                let _ = inner.seen.send(Seen::Data(kind));
+                let _ = inner.seen.try_send(Seen::Data(kind));
             }
             inner.data.lock().unwrap().remove(&link);
         });

@@ -1,13 +1,11 @@
 //! At most one connection of a client, also when answers come late.
 
-use std::{
-    sync::atomic::Ordering,
-    time::{Duration, Instant},
-};
+use std::{sync::atomic::Ordering, time::Duration};
 
 use mqttbytes::v4::Packet;
 use penstock_common::{epoch::Epoch, registry::Owner};
 use penstock_proto::link::{self, control_down, control_up};
+use tokio::time::Instant;
 
 use crate::{
     client::Client,

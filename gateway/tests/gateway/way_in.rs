@@ -210,6 +210,41 @@ async fn a_stalled_store_stops_publishes_but_not_pings_and_then_closes() {
 }
 
 #[tokio::test]
+async fn a_full_lane_stops_its_publishers_and_nobody_else_and_nothing_is_lost() {
+    let mut router = Router::start(1).await;
+    let setup = Setup::new(&[&router]).await;
+    router.hold().settles.store(true, Ordering::SeqCst);
+    let client = Client::connect(setup.address, "c1").await;
+    let mut other = Client::connect(setup.address, "c2").await;
+    let Client { mut input, mut output } = client;
+    // More than the kernel's buffers hold.
+    let publisher = tokio::spawn(async move {
+        for n in 1..=300u16 {
+            output.publish("big", n, &[n as u8; 100_000]).await;
+        }
+        output
+    });
+    let mut append = router.expect_append().await;
+    other.expect_silence().await;
+    assert!(!publisher.is_finished(), "30 MB went into a lane that holds a fraction of it");
+    let mut next = 1;
+    loop {
+        assert_eq!(append.first, next);
+        next += u64::from(append.count);
+        router.settle(&append).await;
+        if next > 300 {
+            break;
+        }
+        append = router.expect_append().await;
+    }
+    for n in 1..=300 {
+        let Some(mqttbytes::v4::Packet::PubAck(ack)) = input.read().await else { panic!("no PUBACK {n}") };
+        assert_eq!(ack.pkid, n);
+    }
+    publisher.await.unwrap();
+}
+
+#[tokio::test]
 async fn a_packet_in_pieces_and_a_large_one_arrive_whole() {
     let mut router = Router::start(1).await;
     let setup = Setup::new(&[&router]).await;
