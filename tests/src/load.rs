@@ -33,7 +33,7 @@ impl Load {
     pub async fn start(client: Client, targets: Vec<String>, tenant: &TestTenant) -> Self {
         let mut config = FleetConfig::new(targets, &tenant.name, &tenant.device(), &tenant.password);
         config.publishers = 20;
-        config.rate = Some(25.0);
+        config.rate = Some(50.0);
         Self::with(client, config).await
     }
 
