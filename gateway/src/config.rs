@@ -64,6 +64,8 @@ pub struct GatewayLimits {
     pub outbound_bytes: u32,
     /// Publishes of a connection that were received and not yet settled.
     pub unsettled: u16,
+    /// Bytes of publishes of a shard that wait to be sent to routers; beyond, all its publishers wait.
+    pub waiting_bytes: usize,
     /// Positive verdicts on credentials that a shard remembers.
     pub verdicts: usize,
 }
@@ -77,6 +79,7 @@ impl Default for GatewayLimits {
             inflight_out: 64,
             outbound_bytes: 1_048_576,
             unsettled: 1_024,
+            waiting_bytes: 128 << 20,
             verdicts: 65_536,
         }
     }
@@ -164,6 +167,7 @@ impl GatewayConfig {
         check(self.limits.unsettled > 0, "limits.unsettled: at least 1");
         check(self.limits.inflight_out > 0, "limits.inflight_out: at least 1");
         check(self.limits.admissions > 0, "limits.admissions: at least 1");
+        check(self.limits.waiting_bytes > 0, "limits.waiting_bytes: at least 1");
         check(self.timeouts.pause_ms >= 1_000, "timeouts.pause_ms: at least 1,000");
         check(self.timeouts.store_ms >= 1_000, "timeouts.store_ms: at least 1,000");
         check(self.timeouts.verdict_ms <= 300_000, "timeouts.verdict_ms: at most 300,000");

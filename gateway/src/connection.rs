@@ -260,8 +260,10 @@ impl Shard {
 
     /// Enters the connection's deadline into the shard's timers, unless an earlier look is already due.
     pub(crate) fn schedule(&mut self, key: ConnectionKey) {
+        let soon = self.now + 1;
         if let Some(connection) = self.connections.get_mut(key)
-            && let Some(deadline) = connection.deadline()
+            // Never now: the tick that is under way would see it again, and again.
+            && let Some(deadline) = connection.deadline().map(|deadline| deadline.max(soon))
             && deadline < connection.scheduled
         {
             connection.scheduled = deadline;

@@ -58,14 +58,14 @@ pub async fn run(program: GatewayProgram, process: Process) -> Result<(), Failur
     let mut metrics = prometheus_client::registry::Registry::default();
     let registry =
         async { EtcdRegistry::open(EtcdConfig::new(program.etcd), seams.clone()).await.map_err(Failure::of) };
-    let registry = process::unless_drained(&life, registry).await?;
+    let registry = process::unless_drained(&life, Box::pin(registry)).await?;
     let up = "Whether the registry answers";
     process::show_health(&mut metrics, "penstock_registry_up", up, registry.healthy());
     let starting = async {
         let registry = registry.clone();
         Gateway::start(program.gateway, registry, seams.clone(), &mut metrics).await.map_err(Failure::of)
     };
-    let gateway = process::unless_drained(&life, starting).await?;
+    let gateway = process::unless_drained(&life, Box::pin(starting)).await?;
     admin.show(Shown { metrics, checks: vec![Check { name: "gateway", holds: gateway.ready() }] });
     life.started();
     life.drain().cancelled().await;

@@ -1,4 +1,5 @@
-//! How many connections each tenant has at this gateway, counted over all shards. Touched at CONNECT and close only.
+//! How many connections each tenant has at this gateway, counted over all shards, and what the end of a tenant means for
+//! them. Touched at CONNECT, at close, and when definitions change.
 
 use std::{
     collections::HashMap,
@@ -8,7 +9,10 @@ use std::{
     },
 };
 
-use penstock_common::name::TenantName;
+use penstock_common::{name::TenantName, registry::Definitions};
+use penstock_mqtt::session::CloseReason;
+
+use crate::shard::Shard;
 
 /// Connections by tenant. Shared by the shards.
 #[derive(Default)]
@@ -37,6 +41,22 @@ impl Seats {
 impl Drop for Seat {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Shard {
+    /// Takes a new snapshot; connections of tenants that are no more close.
+    pub(crate) fn define(&mut self, definitions: Arc<Definitions>) {
+        let before = std::mem::replace(&mut self.definitions, definitions);
+        let gone = |tenant: &TenantName| !self.definitions.tenants.contains_key(tenant);
+        if !before.tenants.keys().any(gone) {
+            return;
+        }
+        let of_gone = |key| self.connections.identity(key).is_some_and(|identity| gone(&identity.tenant));
+        let keys: Vec<_> = self.connections.keys().into_iter().filter(|key| of_gone(*key)).collect();
+        for key in keys {
+            self.close(key, CloseReason::Administrative);
+        }
     }
 }
 

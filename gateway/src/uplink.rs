@@ -29,6 +29,10 @@ pub(crate) struct Lanes {
     by_key: HashMap<PartitionKey, usize>,
     by_opening: HashMap<(LinkKey, u32), usize>,
     openings: u32,
+    /// Bytes of all lanes' records that were not sent yet.
+    waiting_bytes: usize,
+    /// Publishers of every lane wait.
+    full: bool,
     /// Lanes with something for the end of the turn.
     pub(crate) dirty: Vec<usize>,
     /// Routers may have to be told that all is told.
@@ -74,9 +78,18 @@ impl Lanes {
         self.by_opening.get(&(link, number)).copied()
     }
 
+    /// What a lane holds has changed from `before` bytes; true: there is room again where there was none.
+    fn account(&mut self, index: usize, before: usize, limit: usize) -> bool {
+        let now = self.lanes.get(index).map_or(0, Lane::waiting_bytes);
+        self.waiting_bytes = (self.waiting_bytes + now).saturating_sub(before);
+        let was = std::mem::replace(&mut self.full, self.waiting_bytes >= limit);
+        was && !self.full
+    }
+
     /// Drops every record and route; returns how many records were dropped. Numbers begin anew.
     pub(crate) fn reset(&mut self) -> usize {
         self.by_opening.clear();
+        (self.waiting_bytes, self.full) = (0, false);
         self.lanes.iter_mut().map(Lane::reset).sum()
     }
 }
@@ -91,9 +104,10 @@ impl Shard {
         will: bool,
     ) {
         let Some(identity) = self.connections.identity(key) else { return };
-        let Some(lane) = self.lanes.get_mut(identity.lane) else { return };
-        let index = identity.lane;
-        if publish.qos == QoS::AtMostOnce && lane.is_full() {
+        let (index, full) = (identity.lane, self.lanes.full);
+        let Some(lane) = self.lanes.get_mut(index) else { return };
+        let before = lane.waiting_bytes();
+        if publish.qos == QoS::AtMostOnce && (lane.is_full() || full) {
             self.shared.metrics.dropped_backpressure.inc();
             return;
         }
@@ -108,6 +122,7 @@ impl Shard {
             last_will: will,
         };
         lane.push(&record, key, token, self.micros);
+        self.lanes.account(index, before, self.shared.config.limits.waiting_bytes);
         self.lanes.mark(index);
         self.want_end();
     }
@@ -116,7 +131,10 @@ impl Shard {
     pub(crate) fn holds(&mut self, key: ConnectionKey) -> bool {
         let Some(connection) = self.connections.get_mut(key) else { return false };
         let Some(index) = connection.identity.as_ref().map(|identity| identity.lane) else { return false };
-        let Some(lane) = self.lanes.get_mut(index).filter(|lane| lane.is_full()) else { return false };
+        let full = self.lanes.full;
+        let Some(lane) = self.lanes.get_mut(index).filter(|lane| full || lane.is_full()) else {
+            return false;
+        };
         if !connection.held {
             connection.held = true;
             lane.held.push(key);
@@ -141,18 +159,29 @@ impl Shard {
     fn flush_lane(&mut self, index: usize) {
         self.tell_owners(index);
         let Some(lane) = self.lanes.lanes.get_mut(index) else { return };
+        let before = lane.waiting_bytes();
         if let Some(link) = lane.place().and_then(|(link, _)| self.links.get(link)) {
             while let Some(append) = lane.next_append() {
                 link.data(data_up::Kind::Append(append));
             }
         }
-        if !lane.is_full() {
-            for key in std::mem::take(&mut lane.held) {
-                if let Some(connection) = self.connections.get_mut(key) {
-                    connection.held = false;
-                    connection.session.hold_publishes(false, self.now);
-                    connection.wake();
-                }
+        if self.lanes.account(index, before, self.shared.config.limits.waiting_bytes) {
+            let held = |(index, lane): (usize, &Lane)| (!lane.held.is_empty()).then_some(index);
+            let waiting: Vec<usize> = self.lanes.iter().enumerate().filter_map(held).collect();
+            waiting.into_iter().for_each(|index| self.lanes.mark(index));
+        }
+        self.resume(index);
+    }
+
+    /// Lets publishers go on when there is room.
+    fn resume(&mut self, index: usize) {
+        let full = self.lanes.full;
+        let Some(lane) = self.lanes.get_mut(index).filter(|lane| !full && !lane.is_full()) else { return };
+        for key in std::mem::take(&mut lane.held) {
+            if let Some(connection) = self.connections.get_mut(key) {
+                connection.held = false;
+                connection.session.hold_publishes(false, self.now);
+                connection.wake();
             }
         }
     }

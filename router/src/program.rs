@@ -130,7 +130,7 @@ pub async fn run(program: RouterProgram, process: Process) -> Result<(), Failure
         bootstrap_admin(&*store, &*registry, &seams, password).await.map_err(Failure::of)?;
         Ok((store, registry))
     };
-    let (store, registry) = process::unless_drained(&life, opening).await?;
+    let (store, registry) = process::unless_drained(&life, Box::pin(opening)).await?;
     process::show_health(&mut metrics, "penstock_store_up", "Whether the store answers", store.healthy());
     process::show_health(
         &mut metrics,
@@ -142,7 +142,7 @@ pub async fn run(program: RouterProgram, process: Process) -> Result<(), Failure
         let (registry, store): (Arc<dyn Registry>, Arc<dyn Store>) = (registry.clone(), store);
         Router::start(program.router, registry, store, seams.clone(), &mut metrics).await.map_err(Failure::of)
     };
-    let router = process::unless_drained(&life, starting).await?;
+    let router = process::unless_drained(&life, Box::pin(starting)).await?;
     admin.show(Shown { metrics, checks: vec![Check { name: "router", holds: router.ready() }] });
     life.started();
     life.drain().cancelled().await;

@@ -107,7 +107,7 @@ pub async fn run(program: Standalone, process: Process) -> Result<(), Failure> {
     process::show_health(&mut metrics, "penstock_store_up", "Whether the store answers", store.healthy());
     let dir = program.dir.clone();
     let starting = parts(program, &registry, store, &seams, &mut metrics);
-    let (router, gateway) = process::unless_drained(&life, starting).await?;
+    let (router, gateway) = process::unless_drained(&life, Box::pin(starting)).await?;
     let checks = vec![
         Check { name: "router", holds: router.ready() },
         Check { name: "gateway", holds: gateway.ready() },

@@ -109,7 +109,11 @@ async fn watch_definitions(shard: ShardCell) {
     let mut definitions = shard.borrow().shared.registry.definitions();
     loop {
         let snapshot = definitions.borrow_and_update().clone();
-        shard.borrow_mut().definitions = snapshot;
+        {
+            let mut shard = shard.borrow_mut();
+            shard.turn();
+            shard.define(snapshot);
+        }
         if definitions.changed().await.is_err() {
             return;
         }

@@ -133,6 +133,11 @@ impl Lane {
         self.waiting_bytes >= BATCH_BYTES || self.waiting_records >= BATCH_RECORDS
     }
 
+    /// Bytes of records that were not sent yet.
+    pub(crate) fn waiting_bytes(&self) -> usize {
+        self.waiting_bytes
+    }
+
     /// Whether a home is needed.
     pub(crate) fn is_wanted(&self) -> bool {
         !self.owners.is_empty() || self.visitors > 0 || !self.is_settled()

@@ -113,6 +113,7 @@ async fn a_renewed_epoch_is_told_only_when_records_under_the_old_one_are_settled
     let mut router = Router::start(1).await;
     let setup = Setup::new(&[&router]).await;
     let mut client = Client::connect(setup.address, "c1").await;
+    let mut other = Client::connect(setup.address, "c2").await;
     let (_, old) = setup.registry.owned(&client_key("c1")).unwrap();
     router.hold().settles.store(true, Ordering::SeqCst);
     client.publish("a", 1, b"x").await;
@@ -120,6 +121,11 @@ async fn a_renewed_epoch_is_told_only_when_records_under_the_old_one_are_settled
     router.drain_seen();
     let new = Epoch::real(900);
     setup.registry.tell(OwnershipEvent::Renewed { shard: 0, client: client_key("c1"), old, new }).await;
+    // The next event after it has been seen to work.
+    let (_, void) = setup.registry.owned(&client_key("c2")).unwrap();
+    let event = OwnershipEvent::Superseded { shard: 0, client: client_key("c2"), old: void };
+    setup.registry.tell(event).await;
+    other.expect_closed().await;
     client.publish("a", 2, b"y").await;
     let second = router
         .expect("Append before Attach", |seen| match seen {
@@ -149,6 +155,19 @@ async fn a_superseded_ownership_closes_its_connection_and_no_other() {
     setup.registry.tell(OwnershipEvent::Superseded { shard: 0, client: client_key("c1"), old }).await;
     client.expect_closed().await;
     other.expect_silence().await;
+}
+
+#[tokio::test]
+async fn the_end_of_a_tenant_closes_its_connections_and_no_other() {
+    let router = Router::start(1).await;
+    let setup = Setup::new(&[&router]).await;
+    let (mut gone, _) = Client::try_connect(setup.address, "a", "small/device", "secret").await;
+    let mut other = Client::connect(setup.address, "c1").await;
+    setup.registry.delete("small");
+    gone.expect_closed().await;
+    other.expect_silence().await;
+    let (_late, code) = Client::try_connect(setup.address, "a", "small/device", "secret").await;
+    assert_eq!(code, 5);
 }
 
 #[tokio::test]

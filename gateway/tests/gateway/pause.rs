@@ -13,7 +13,7 @@ use crate::{
 #[tokio::test]
 async fn a_shard_that_was_paused_publishes_nothing_stale_and_numbers_anew() {
     let mut config = config();
-    config.timeouts.pause_ms = 1_000;
+    config.timeouts.pause_ms = 2_500;
     let mut router = Router::start(1).await;
     let setup = Setup::with(config, &[&router]).await;
     let hello = |seen: &Seen| match seen {
@@ -29,7 +29,7 @@ async fn a_shard_that_was_paused_publishes_nothing_stale_and_numbers_anew() {
     router.expect_append().await;
     let bystander = Client::connect(setup.address, "c2").await;
 
-    setup.registry.stop_ms.store(1_500, Ordering::SeqCst);
+    setup.registry.stop_ms.store(3_500, Ordering::SeqCst);
     drop(bystander);
     until("standing still", || setup.registry.stop_ms.load(Ordering::SeqCst) == 0).await;
     stale.publish("a", 2, b"sent while it stood still").await;

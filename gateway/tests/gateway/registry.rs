@@ -68,6 +68,15 @@ impl TestRegistry {
         });
     }
 
+    pub fn delete(&self, tenant: &str) {
+        let name = TenantName::new(tenant).unwrap();
+        self.definitions.send_modify(|definitions| {
+            let mut all = Definitions::clone(definitions);
+            all.tenants.remove(&name);
+            *definitions = Arc::new(all);
+        });
+    }
+
     pub fn add_router(&self, incarnation: u64, link: &str) {
         let kind = MemberKind::Router { link: link.to_owned(), grpc: String::new() };
         let member = Member { incarnation, node_id: format!("router-{incarnation}"), kind };

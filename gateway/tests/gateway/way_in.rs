@@ -245,6 +245,38 @@ async fn a_full_lane_stops_its_publishers_and_nobody_else_and_nothing_is_lost() 
 }
 
 #[tokio::test]
+async fn a_full_shard_stops_publishers_of_all_lanes_until_there_is_room() {
+    let mut config = config();
+    config.limits.waiting_bytes = 1;
+    let mut router = Router::start(1).await;
+    let setup = Setup::with(config, &[&router]).await;
+    let mut client = Client::connect(setup.address, "c1").await;
+    let (mut small, _) = Client::try_connect(setup.address, "c2", "small/device", "secret").await;
+    router.hold().settles.store(true, Ordering::SeqCst);
+    let mut appends = Vec::new();
+    for n in 1..=4 {
+        client.publish("a", n, b"x").await;
+        appends.push(router.expect_append().await);
+    }
+    // Nothing more may be under way: this one waits, and fills the shard.
+    client.publish("a", 5, b"x").await;
+    client.expect_silence().await;
+    small.publish("b", 1, b"held").await;
+    let early = tokio::time::timeout(Duration::from_millis(200), router.expect_append()).await;
+    assert!(early.is_err(), "a publish was taken by a shard that is full");
+    router.settle(appends.first().unwrap()).await;
+    let (one, two) = (router.expect_append().await, router.expect_append().await);
+    assert_ne!(one.lane, two.lane, "both lanes go on");
+    for append in appends.iter().skip(1).chain([&one, &two]) {
+        router.settle(append).await;
+    }
+    for n in 1..=5 {
+        client.expect_puback(n).await;
+    }
+    small.expect_puback(1).await;
+}
+
+#[tokio::test]
 async fn a_packet_in_pieces_and_a_large_one_arrive_whole() {
     let mut router = Router::start(1).await;
     let setup = Setup::new(&[&router]).await;

@@ -2,7 +2,6 @@
 
 use std::{
     fs,
-    net::SocketAddr,
     path::{Path, PathBuf},
     process::Command,
 };
@@ -71,9 +70,9 @@ pub fn mosquitto() -> anyhow::Result<System> {
 /// `penstock` on its embedded store, synced before PUBACK.
 pub fn standalone(bin: &Path) -> anyhow::Result<System> {
     let dir = TempDir::new()?;
-    let (mqtt, grpc, http, admin) = (free_address()?, free_address()?, free_address()?, free_address()?);
+    let (mqtt, grpc, admin) = (free_address()?, free_address()?, free_address()?);
     let run = arguments(&format!(
-        "--data-dir {} --shards 1 --mqtt-listen {mqtt} --grpc-listen {grpc} --http-listen {http} --admin-listen {admin}",
+        "--data-dir {} --shards 1 --mqtt-listen {mqtt} --grpc-listen {grpc} --admin-listen {admin}",
         dir.path().join("data").display()
     ));
     let run: Vec<String> = run.into_iter().filter(|part| !part.is_empty()).collect();
@@ -111,12 +110,12 @@ pub fn cluster(bin: &Path, fsync: &str) -> anyhow::Result<System> {
     parts.push(Part::start(at, "redis", &PathBuf::from("redis-server"), &run, &[])?);
     parts[0].wait_for(etcd)?;
     parts[1].wait_for(redis)?;
-    let (mqtt, link, grpc, http) = (free_address()?, free_address()?, free_address()?, free_address()?);
+    let (mqtt, link, grpc) = (free_address()?, free_address()?, free_address()?);
     let (admin_gateway, admin_router) = (free_address()?, free_address()?);
     let durability = if fsync == "always" { "fsynced" } else { "memory" };
     let run = arguments(&format!(
         "--etcd http://{etcd} --redis redis://{redis} --durability {durability} --link-listen {link} --grpc-listen {grpc} \
-         --http-listen {http} --admin-listen {admin_router}"
+         --admin-listen {admin_router}"
     ));
     let env = [("PENSTOCK_ADMIN_PASSWORD", PASSWORD)];
     let mut router = Part::start(at, "router", &bin.join("penstock-router"), &run, &env)?;
@@ -157,9 +156,4 @@ pub fn prepare(bin: &Path, system: &System) -> anyhow::Result<()> {
     let file = secret.display();
     ctl(&format!("user add bench/load --role device --new-password-file {file}"))?;
     ctl(&format!("user add bench/reader --role service --new-password-file {file}"))
-}
-
-/// Resolves host and port of a door.
-pub fn address(target: &Target) -> Option<SocketAddr> {
-    target.addresses.first().copied()
 }
