@@ -1,12 +1,14 @@
 //! Groups: durable readers of a tenant's logs. [`dispatch`] decides which consumer gets which record (pure), [`cursor`]
-//! keeps what is done of an entry, [`serve`] drives one group of one partition from the partition's home, [`home`] says
+//! keeps what is done of an entry, [`serve`] serves groups from the homes of this router, [`home`] says
 //! what it asks of a home. Joining the partitions of a tenant for one consumer is the job of [`crate::consume`].
 
+pub mod book;
 pub mod clients;
 pub mod cursor;
 pub mod dispatch;
 pub mod held;
 pub mod home;
 pub mod lag;
+mod run;
 pub mod serve;
 pub mod served;

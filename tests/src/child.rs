@@ -128,6 +128,15 @@ impl Child {
     }
 }
 
+impl Drop for Child {
+    /// A test that fails shows what its processes said last.
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("{}", self.tail());
+        }
+    }
+}
+
 fn collect(stream: Option<impl AsyncRead + Unpin + Send + 'static>, lines: Lines) {
     let Some(stream) = stream else { return };
     tokio::spawn(async move {

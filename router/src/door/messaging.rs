@@ -8,7 +8,10 @@ use penstock_proto::messaging::{
     PushRequest, ShowGroupRequest, consume_request, consume_response,
     messaging_server::{Messaging, MessagingServer},
 };
-use tokio::sync::{Semaphore, mpsc};
+use tokio::{
+    sync::{Semaphore, mpsc},
+    time::Instant,
+};
 use tokio_stream::{Stream, wrappers::ReceiverStream};
 use tonic::{Request, Response, Status, Streaming};
 
@@ -233,7 +236,7 @@ impl Consuming {
 
     fn take_held(&mut self) {
         if self.ready.is_none()
-            && let Some(batch) = self.held.take_if(|batch| self.hands.take(batch))
+            && let Some(batch) = self.held.take_if(|batch| self.hands.take(batch, Instant::now()))
         {
             self.respond(consume_response::Kind::Batch(batch));
         }

@@ -8,7 +8,7 @@
 //! * Bounded: at most [`LOOK_AHEAD_RECORDS`] records and [`LOOK_AHEAD_BYTES`] of entries above done-up-to, plus one entry.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
+    collections::{BTreeMap, VecDeque},
     hash::BuildHasher,
     sync::Arc,
 };
@@ -20,6 +20,7 @@ use penstock_common::{
 };
 
 use super::{
+    book::Book,
     clients::{Clients, ConsumerId, Position},
     cursor::done_in_open,
     held::{ClientHash, Held, Place, Shape},
@@ -64,28 +65,6 @@ pub struct Standing {
     pub consumers: u32,
 }
 
-#[derive(Debug)]
-struct Consumer {
-    credit: u32,
-    out: u32,
-    ack_timeout: u64,
-    blocked: bool,
-}
-
-impl Consumer {
-    fn free(&self) -> u32 {
-        if self.blocked { 0 } else { self.credit.saturating_sub(self.out) }
-    }
-}
-
-#[derive(Debug)]
-struct Open {
-    consumer: ConsumerId,
-    entry: EntryId,
-    left: u32,
-    deadline: u64,
-}
-
 #[derive(Debug, Default)]
 struct Chunk {
     number: u64,
@@ -111,10 +90,7 @@ pub struct Dispatch {
     early: BTreeMap<EntryId, Vec<(u32, u32)>>,
     early_ranges: usize,
     clients: Clients,
-    consumers: BTreeMap<ConsumerId, Consumer>,
-    open: HashMap<u64, Open>,
-    deadlines: BTreeSet<(u64, u64)>,
-    numbers: u64,
+    book: Book,
     done_up_to: EntryId,
     done_records: u64,
     read_to: EntryId,
@@ -136,10 +112,7 @@ impl Dispatch {
             early: BTreeMap::new(),
             early_ranges: 0,
             clients: Clients::default(),
-            consumers: BTreeMap::new(),
-            open: HashMap::new(),
-            deadlines: BTreeSet::new(),
-            numbers: 0,
+            book: Book::default(),
             done_up_to: cursor.done_up_to,
             done_records: cursor.done_records,
             read_to: cursor.done_up_to,
@@ -157,7 +130,7 @@ impl Dispatch {
     pub fn wants(&self) -> bool {
         let room = self.held.is_empty()
             || (self.held_records < LOOK_AHEAD_RECORDS && self.held_bytes < LOOK_AHEAD_BYTES);
-        room && self.consumers.values().any(|consumer| consumer.free() > 0)
+        room && self.book.most_free().is_some()
     }
 
     /// The next entry of the log. One that is not above [`Self::read_to`] is ignored.
@@ -191,8 +164,8 @@ impl Dispatch {
     /// A consumer comes. `credit` in records, `ack_timeout` in milliseconds.
     pub fn join(&mut self, consumer: ConsumerId, credit: u32, ack_timeout: u64) {
         self.leave(consumer);
-        self.consumers.insert(consumer, Consumer { credit, out: 0, ack_timeout, blocked: false });
-        if self.consumers.len() == 2 {
+        self.book.join(consumer, credit, ack_timeout);
+        if self.book.consumers() == 2 {
             // From here on clients have to be told apart.
             for at in 0..self.held.len() {
                 if self.held.get(at).is_some_and(|held| matches!(held.shape, Shape::WholeOut(_))) {
@@ -205,30 +178,20 @@ impl Dispatch {
 
     /// A consumer is gone: what it held goes to others.
     pub fn leave(&mut self, consumer: ConsumerId) {
-        if !self.consumers.contains_key(&consumer) {
-            return;
-        }
-        let numbers = self.open.iter().filter(|(_, open)| open.consumer == consumer);
-        let mut numbers: Vec<u64> = numbers.map(|(number, _)| *number).collect();
-        numbers.sort_unstable();
-        for number in numbers {
+        for number in self.book.held_by(consumer) {
             self.take_back(number);
         }
-        self.consumers.remove(&consumer);
+        self.book.leave(consumer);
     }
 
     /// A new bound for records in a consumer's hands.
     pub fn set_credit(&mut self, consumer: ConsumerId, credit: u32) {
-        if let Some(own) = self.consumers.get_mut(&consumer) {
-            own.credit = credit;
-        }
+        self.book.set_credit(consumer, credit);
     }
 
     /// Whether the way to a consumer is full: it is handed nothing.
     pub fn set_blocked(&mut self, consumer: ConsumerId, blocked: bool) {
-        if let Some(own) = self.consumers.get_mut(&consumer) {
-            own.blocked = blocked;
-        }
+        self.book.set_blocked(consumer, blocked);
     }
 
     /// Records index .. index + count - 1 of an entry are done, whoever says so: also those that an earlier home handed out.
@@ -282,8 +245,7 @@ impl Dispatch {
     /// Hands out what can be handed out: acknowledgements that are overdue come back first.
     pub fn pump(&mut self, now: u64) -> Vec<HandOut> {
         self.clients.tick(now);
-        while let Some((deadline, number)) = self.deadlines.first().copied().filter(|(at, _)| *at <= now) {
-            self.deadlines.remove(&(deadline, number));
+        while let Some(number) = self.book.overdue(now) {
             self.take_back(number);
         }
         let (mut chunks, mut whole) = (Chunks::new(), Vec::new());
@@ -306,8 +268,7 @@ impl Dispatch {
 
     /// When [`Self::pump`] has something to do although nothing came in, milliseconds.
     pub fn deadline(&self) -> Option<u64> {
-        let overdue = self.deadlines.first().map(|(deadline, _)| *deadline);
-        overdue.into_iter().chain(self.clients.deadline()).min()
+        self.book.deadline().into_iter().chain(self.clients.deadline()).min()
     }
 
     /// What the cursor has to learn since the last call.
@@ -349,8 +310,8 @@ impl Dispatch {
         Standing {
             done_up_to: self.done_up_to,
             done: self.done_records + held + done_in_open(&stored),
-            open: self.consumers.values().map(|consumer| u64::from(consumer.out)).sum(),
-            consumers: u32::try_from(self.consumers.len()).unwrap_or(u32::MAX),
+            open: self.book.records(),
+            consumers: u32::try_from(self.book.consumers()).unwrap_or(u32::MAX),
         }
     }
 
@@ -365,12 +326,10 @@ impl Dispatch {
 
     /// The oldest waiting record that some consumer may have.
     fn next(&self) -> Option<(Position, ClientHash, ConsumerId)> {
-        let ready = self.consumers.iter().filter(|(_, own)| own.free() > 0);
-        let most = ready.clone().max_by_key(|(_, own)| own.free()).map(|(id, _)| *id);
-        let free = most.and_then(|id| self.clients.next_free().map(|(at, client)| (at, client, id)));
-        let own =
-            ready.filter_map(|(id, _)| self.clients.next_with(*id).map(|(at, client)| (at, client, *id)));
-        own.chain(free).min_by_key(|(at, ..)| *at)
+        let (most, _) = self.book.most_free()?;
+        let free = self.clients.next_free().map(|(at, client)| (at, client, most));
+        let with = |id| self.clients.next_with(id).map(|(at, client)| (at, client, id));
+        self.book.ready().filter_map(with).chain(free).min_by_key(|(at, ..)| *at)
     }
 
     fn hand_out(
@@ -391,52 +350,32 @@ impl Dispatch {
         let key = (consumer, entry, if full { chunk + 1 } else { chunk });
         let number = match chunks.get(&key) {
             Some(chunk) => chunk.number,
-            None => self.open(consumer, entry, 0, now),
+            None => self.book.open(consumer, entry, now),
         };
         let chunk = chunks.entry(key).or_insert_with(|| Chunk { number, ..Chunk::default() });
         chunk.indexes.push(index);
         chunk.bytes += size;
-        if let Some(open) = self.open.get_mut(&number) {
-            open.left += 1;
-        }
-        if let Some(own) = self.consumers.get_mut(&consumer) {
-            own.out += 1;
-        }
+        self.book.add(number, 1);
         if let Some(piece) = self.held.get_mut(place).and_then(|held| held.piece(index)) {
             piece.place = Place::Out(number);
         }
     }
 
-    fn open(&mut self, consumer: ConsumerId, entry: EntryId, left: u32, now: u64) -> u64 {
-        self.numbers += 1;
-        let timeout = self.consumers.get(&consumer).map_or(0, |own| own.ack_timeout);
-        let deadline = now.saturating_add(timeout);
-        self.open.insert(self.numbers, Open { consumer, entry, left, deadline });
-        self.deadlines.insert((deadline, self.numbers));
-        self.numbers
-    }
-
     /// Makes the records of the next untouched entry available, or hands all of it out as it is. False: there is none, or
     /// nobody has credit.
     fn take_up(&mut self, whole: &mut Vec<HandOut>, now: u64) -> bool {
-        let Some((consumer, free)) =
-            self.consumers.iter().map(|(id, own)| (*id, own.free())).max_by_key(|c| c.1)
-        else {
-            return false;
-        };
+        let Some((consumer, free)) = self.book.most_free() else { return false };
         let at = self.first_untouched();
-        let alone = self.consumers.len() == 1 && self.clients.waiting() == 0;
-        let Some(held) = self.held.get(at).filter(|_| free > 0) else { return false };
+        let alone = self.book.consumers() == 1 && self.clients.waiting() == 0;
+        let Some(held) = self.held.get(at) else { return false };
         let (count, entry) = (held.done.count(), held.id);
         if !(alone && held.fresh() && count <= free && held.bytes() <= WHOLE_BYTES) {
             self.split(at);
             return true;
         }
         let records = held.all();
-        let number = self.open(consumer, entry, count, now);
-        if let Some(own) = self.consumers.get_mut(&consumer) {
-            own.out += count;
-        }
+        let number = self.book.open(consumer, entry, now);
+        self.book.add(number, count);
         if let Some(held) = self.held.get_mut(at) {
             held.shape = Shape::WholeOut(number);
         }
@@ -479,7 +418,7 @@ impl Dispatch {
                 match piece.place {
                     Place::Waiting => self.clients.add(piece.client, (entry, index)),
                     Place::Out(number) => {
-                        let consumer = self.open.get(&number).map_or(0, |open| open.consumer);
+                        let consumer = self.book.holder(number).map_or(0, |(consumer, _)| consumer);
                         self.clients.opened(piece.client, consumer);
                     }
                     Place::Done => {}
@@ -507,7 +446,7 @@ impl Dispatch {
             Place::Waiting => self.clients.remove(client, (entry, index)),
             Place::Out(number) => {
                 self.clients.closed(client);
-                self.release(number, 1);
+                self.book.release(number, 1);
             }
             Place::Done => {}
         }
@@ -527,30 +466,18 @@ impl Dispatch {
         self.changed = true;
         self.clients.closed(client);
         self.clients.add(client, (entry, index));
-        self.release(number, 1);
+        self.book.release(number, 1);
         Some(client)
     }
 
     /// Everything that is still out under a number waits again.
     fn take_back(&mut self, number: u64) {
-        let Some(at) = self.open.get(&number).and_then(|open| self.find(open.entry)) else { return };
+        let Some(at) = self.book.holder(number).and_then(|(_, entry)| self.find(entry)) else { return };
         self.split(at);
         let Some(Shape::Pieces(pieces)) = self.held.get(at).map(|held| &held.shape) else { return };
         let out = (0u32..).zip(pieces).filter(|(_, piece)| piece.place == Place::Out(number));
         for index in out.map(|(index, _)| index).collect::<Vec<_>>() {
             self.give_back(at, index);
-        }
-    }
-
-    fn release(&mut self, number: u64, records: u32) {
-        let Some(open) = self.open.get_mut(&number) else { return };
-        open.left = open.left.saturating_sub(records);
-        if let Some(own) = self.consumers.get_mut(&open.consumer) {
-            own.out = own.out.saturating_sub(records);
-        }
-        if open.left == 0 {
-            self.deadlines.remove(&(open.deadline, number));
-            self.open.remove(&number);
         }
     }
 
@@ -563,7 +490,7 @@ impl Dispatch {
         held.finish();
         self.changed = true;
         if let Some(number) = number {
-            self.release(number, count);
+            self.book.release(number, count);
         }
     }
 
