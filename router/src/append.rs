@@ -103,15 +103,18 @@ impl Home {
         let settled = inner.lane.stored(flight, Some(id));
         drop(inner);
         settle(settled);
-        {
-            let mut fan = lock(&self.fan);
-            if self.fan_active.load(Ordering::Acquire) {
-                self.fan_wake.notify_one();
-            } else {
-                fan.head = id;
-            }
-        }
+        self.is_last(id);
+    }
+
+    /// The log ends here now: readers and the fan-out see the id before they are woken.
+    fn is_last(&self, id: EntryId) {
         self.last.send_replace(id);
+        let mut fan = lock(&self.fan);
+        if self.fan_active.load(Ordering::Acquire) {
+            self.fan_wake.notify_one();
+        } else {
+            fan.head = id;
+        }
     }
 
     /// Takes a new term after a lost answer, and learns from the log what was stored.
@@ -134,21 +137,18 @@ impl Home {
         let tail = self.homes.store.read_back(&self.key, READ_BACK).await?;
         self.term.store(took.term.0, Ordering::Release);
         let mut inner = lock(&self.inner);
-        inner.lane.producers = Producers::from_tail(&tail);
+        if took.previous_holder == Some(self.homes.incarnation) {
+            inner.lane.producers.learn(&tail);
+        } else {
+            inner.lane.producers = Producers::from_tail(&tail, false);
+        }
         inner.lane.totals = took.totals;
         inner.trimmed = took.trimmed;
         drop(inner);
         let known = *self.last.borrow();
         if known != took.last {
             lock(&self.tail).reset(took.last);
-            let mut fan = lock(&self.fan);
-            if self.fan_active.load(Ordering::Acquire) {
-                self.fan_wake.notify_one();
-            } else {
-                fan.head = took.last;
-            }
-            drop(fan);
-            self.last.send_replace(took.last);
+            self.is_last(took.last);
         }
         Ok(took)
     }

@@ -51,6 +51,8 @@ pub struct Home {
     pub(crate) homes: Arc<Homes>,
     pub(crate) fan: Mutex<Fan>,
     pub(crate) fan_wake: Notify,
+    /// Held while the stored fan-out cursor is made or removed.
+    pub(crate) fan_cursor: tokio::sync::Mutex<()>,
     /// The fan-out follows the log; otherwise `fan.head` is moved by appends.
     pub(crate) fan_active: AtomicBool,
     /// Entries up to here were stored under earlier terms: they may have been delivered before.
@@ -88,7 +90,13 @@ impl Home {
         let took = homes.store.take(key, homes.incarnation).await?;
         let tail = homes.store.read_back(key, READ_BACK).await?;
         let cursors = homes.store.cursors(key).await?;
-        let home = Arc::new(Self::new(homes, key, took, Producers::from_tail(&tail), cursors.fan));
+        let home = Arc::new(Self::new(
+            homes,
+            key,
+            took,
+            Producers::from_tail(&tail, took.trimmed == Totals::default()),
+            cursors.fan,
+        ));
         if cursors.fan.is_none() && homes.interest.any(&key.tenant) {
             home.begin_fan_out().await.map_err(|error| StoreError::Unavailable(error.to_string()))?;
         }
@@ -117,6 +125,7 @@ impl Home {
             fan_active: AtomicBool::new(fan.stored.is_some()),
             fan: Mutex::new(fan),
             fan_wake: Notify::new(),
+            fan_cursor: tokio::sync::Mutex::new(()),
             repeat_until: Mutex::new(took.last),
             term: AtomicU64::new(took.term.0),
             inner: Mutex::new(Inner {
