@@ -34,7 +34,7 @@ pub enum StartError {
     Config(Vec<String>),
     /// The MQTT address can't be listened on.
     #[error(
-        "cannot listen for MQTT on {address}: {source} (end what uses the port, or choose another with --mqtt-listen)"
+        "cannot listen for MQTT on {address}: {source}; end what uses it, or give another address with --mqtt-listen"
     )]
     Listen {
         /// As configured.

@@ -230,6 +230,7 @@ impl Follower {
     async fn find(&self) -> Result<Source, Status> {
         let members = self.inside.homes.members();
         let own = self.inside.homes.incarnation();
+        self.inside.peers.keep(&members);
         let named = rendezvous::home(&self.key, members.routers.keys().copied()).unwrap_or(own);
         let refused = match self.at(members.routers.get(&named), named, false).await {
             Err(status) => status,

@@ -3,6 +3,7 @@
 //! what it asks of a home. Joining the partitions of a tenant for one consumer is the job of [`crate::consume`].
 
 pub mod book;
+pub mod chunks;
 pub mod clients;
 pub mod cursor;
 pub mod dispatch;

@@ -13,14 +13,15 @@ use std::{
     sync::Arc,
 };
 
-use bytes::Bytes;
 use penstock_common::{
     position::EntryId,
     store::{CursorChange, GroupCursor, OpenEntry, StoredEntry},
 };
 
+pub use super::chunks::HandOut;
 use super::{
     book::Book,
+    chunks::Chunks,
     clients::{Clients, ConsumerId, Position},
     cursor::done_in_open,
     held::{ClientHash, Held, Place, Shape},
@@ -30,27 +31,10 @@ use super::{
 pub const LOOK_AHEAD_RECORDS: u64 = 10_000;
 /// Bytes of entries that are held.
 pub const LOOK_AHEAD_BYTES: usize = 8 << 20;
-/// A hand-out holds no more, so that it fits a message of the doors; one record may be larger.
-const HAND_OUT_BYTES: usize = 1 << 20;
 /// An entry up to this size is passed on as it is.
 const WHOLE_BYTES: usize = 2 << 20;
 /// Ranges acked for entries that have not been read yet (they were handed out by an earlier home).
 const EARLY_RANGES: usize = 10_000;
-
-/// Records of one entry for one consumer.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct HandOut {
-    /// Whose hands.
-    pub consumer: ConsumerId,
-    /// Which entry.
-    pub entry: EntryId,
-    /// A `RecordBatch`.
-    pub records: Bytes,
-    /// Index in the entry of each; empty: all of it.
-    pub indexes: Vec<u32>,
-    /// How often each was handed out, with this time; empty: all 1.
-    pub counts: Vec<u32>,
-}
 
 /// What a group is doing on a partition.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -64,16 +48,6 @@ pub struct Standing {
     /// Consumers.
     pub consumers: u32,
 }
-
-#[derive(Debug, Default)]
-struct Chunk {
-    number: u64,
-    indexes: Vec<u32>,
-    bytes: usize,
-}
-
-/// Chunks by consumer, entry, and count of chunks.
-type Chunks = BTreeMap<(ConsumerId, EntryId, u32), Chunk>;
 
 /// See the module.
 #[derive(Debug)]
@@ -248,7 +222,7 @@ impl Dispatch {
         while let Some(number) = self.book.overdue(now) {
             self.take_back(number);
         }
-        let (mut chunks, mut whole) = (Chunks::new(), Vec::new());
+        let (mut chunks, mut whole) = (Chunks::default(), Vec::new());
         loop {
             if let Some((at, client, consumer)) = self.next() {
                 self.hand_out(&mut chunks, at, client, consumer, now);
@@ -258,9 +232,7 @@ impl Dispatch {
         }
         self.advance();
         let mut all = whole;
-        all.extend(chunks.into_iter().filter_map(|((consumer, entry, _), chunk)| {
-            self.find(entry).and_then(|at| self.held.get(at)).map(|held| build(held, consumer, chunk))
-        }));
+        all.extend(chunks.build(|entry| self.find(entry).and_then(|at| self.held.get(at))));
         // To each consumer in the order of the log; the chunks of an entry stay as they are.
         all.sort_by_key(|hand_out| (hand_out.consumer, hand_out.entry));
         all
@@ -344,17 +316,12 @@ impl Dispatch {
         self.clients.hand_out(client, at, consumer);
         let Some(place) = self.find(entry) else { return };
         let size = self.held.get(place).map_or(0, |held| held.size(index));
-        let last = chunks.range((consumer, entry, 0)..=(consumer, entry, u32::MAX)).next_back();
-        let (chunk, full) =
-            last.map_or((0, true), |((_, _, chunk), own)| (*chunk, own.bytes + size > HAND_OUT_BYTES));
-        let key = (consumer, entry, if full { chunk + 1 } else { chunk });
-        let number = match chunks.get(&key) {
-            Some(chunk) => chunk.number,
+        let key = chunks.key(consumer, entry, size);
+        let number = match chunks.number(&key) {
+            Some(number) => number,
             None => self.book.open(consumer, entry, now),
         };
-        let chunk = chunks.entry(key).or_insert_with(|| Chunk { number, ..Chunk::default() });
-        chunk.indexes.push(index);
-        chunk.bytes += size;
+        chunks.add(key, number, index, size);
         self.book.add(number, 1);
         if let Some(piece) = self.held.get_mut(place).and_then(|held| held.piece(index)) {
             piece.place = Place::Out(number);
@@ -503,22 +470,5 @@ impl Dispatch {
             self.held.pop_front();
             self.touched = self.touched.saturating_sub(1);
         }
-    }
-}
-
-fn build(held: &Held, consumer: ConsumerId, chunk: Chunk) -> HandOut {
-    let mut indexes = chunk.indexes;
-    indexes.sort_unstable();
-    let times = |index: &u32| held.deliveries.get(index).map_or(1, |times| times.saturating_add(1));
-    let counts: Vec<u32> = indexes.iter().map(times).collect();
-    let plain = counts.iter().all(|times| *times == 1);
-    let records = held.gather(&indexes);
-    let whole = indexes.len() == held.done.count() as usize;
-    HandOut {
-        consumer,
-        entry: held.id,
-        records,
-        indexes: if whole { Vec::new() } else { indexes },
-        counts: if plain { Vec::new() } else { counts },
     }
 }

@@ -29,6 +29,8 @@ use crate::pace::Backoff;
 
 /// From an ack to its write.
 pub const COMMIT_EVERY: Duration = Duration::from_millis(100);
+/// The last write of a home that stops is given up after this.
+const LAST_COMMIT: Duration = Duration::from_secs(1);
 /// The log is looked at although nothing was appended.
 const POLL_EVERY: Duration = Duration::from_secs(1);
 /// One read of the log.
@@ -119,7 +121,7 @@ impl Run {
             }
             Err(error) => {
                 let _ = failed.set(error);
-                self.end(Ended::Stopped);
+                self.end(Ended::Stopped).await;
             }
         }
     }
@@ -170,7 +172,7 @@ impl Run {
                 return;
             }
         };
-        self.end(ended);
+        self.end(ended).await;
     }
 
     fn now(&self) -> u64 {
@@ -321,10 +323,17 @@ impl Run {
         ended
     }
 
-    /// Tells the consumers why, and goes.
-    fn end(self, ended: Ended) {
-        for consumer in self.consumers.values() {
+    /// Tells the consumers why, and goes. A home that stops, rather than being fenced, still takes the last acks.
+    async fn end(mut self, ended: Ended) {
+        for (_, consumer) in self.consumers.drain() {
             let _ = consumer.sending.ended.set(ended);
+        }
+        if self.writing.take().is_some() {
+            self.dispatch.say_again();
+        }
+        let acked = if ended == Ended::Deleted { None } else { self.dispatch.change(&self.group.name) };
+        if let Some(change) = acked {
+            let _ = tokio::time::timeout(LAST_COMMIT, self.home.commit(vec![change])).await;
         }
         self.serving.forget(self.home.key(), &self.group.name, self.number, || true);
     }
