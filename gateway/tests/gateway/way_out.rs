@@ -193,3 +193,23 @@ async fn an_overrun_closes_whoever_may_have_missed_something() {
     one.expect_closed().await;
     zero.expect_silence().await;
 }
+
+#[tokio::test]
+async fn an_overrun_without_a_topic_closes_every_session_of_the_tenant_that_counts_on_qos_1() {
+    let router = Router::start(1).await;
+    let setup = Setup::new(&[&router]).await;
+    let mut one = Client::connect(setup.address, "c1").await;
+    one.subscribe(1, &[("z", QoS::AtMostOnce), ("a/+", QoS::AtLeastOnce)]).await;
+    one.expect_suback().await;
+    let mut zero = Client::connect(setup.address, "c2").await;
+    zero.subscribe(1, &[("a/+", QoS::AtMostOnce)]).await;
+    zero.expect_suback().await;
+    let (mut other, _) = Client::try_connect(setup.address, "c1", "small/device", "secret").await;
+    other.subscribe(1, &[("a/+", QoS::AtLeastOnce)]).await;
+    other.expect_suback().await;
+    let overrun = link::Overrun { tenant: "acme".into(), topic: "".into() };
+    router.data(data_down::Kind::Overrun(overrun)).await;
+    one.expect_closed().await;
+    zero.expect_silence().await;
+    other.expect_silence().await;
+}
