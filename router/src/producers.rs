@@ -124,7 +124,7 @@ impl Producers {
         match stored.look(number) {
             (true, to) => (Known::Stored, to),
             // Below everything remembered: it may have been stored and trimmed.
-            (false, to) if stored.begins() == to + 1 => (unknown, to),
+            (false, to) if to.checked_add(1) == Some(stored.begins()) => (unknown, to),
             (false, to) => (Known::Fresh, to),
         }
     }
