@@ -1,5 +1,5 @@
 //! At which router a lane is open: opened at the partition's home, moved when there is a better one and nothing is under
-//! way, opened again when it was lost. Which home is right is not decided here; the term decides.
+//! way, opened again when it was lost and is still wanted. Which home is right is not decided here; the term decides.
 
 use std::{collections::HashSet, time::Duration};
 
@@ -65,6 +65,7 @@ impl Shard {
     fn open_lane(&mut self, index: usize, home: Option<LinkKey>) {
         self.lanes.sync = true;
         let Some(lane) = self.lanes.lanes.get_mut(index) else { return };
+        let home = home.filter(|_| lane.is_wanted());
         let Some((key, link)) = home.and_then(|key| self.links.get(key).map(|link| (key, link))) else {
             lane.route = Route::Closed;
             return;
@@ -152,6 +153,24 @@ impl Shard {
     pub(crate) fn backoff(&self, failures: u32) -> u64 {
         let full = BACKOFF.saturating_mul(1 << failures.min(10)).min(BACKOFF_MAX).as_millis() as u64;
         full / 2 + self.shared.seams.number() % (full / 2 + 1)
+    }
+
+    /// Drops what lanes of tenants that are no more hold: their connections are closed, and no home will open them. The
+    /// numbers go on, because a tenant of the same name may come again and find this producer in its log.
+    pub(crate) fn abandon_lanes(&mut self) {
+        let gone = |lane: &Lane| !self.definitions.tenants.contains_key(&lane.key.tenant);
+        let indexes: Vec<_> =
+            self.lanes.iter().enumerate().filter(|(_, lane)| gone(lane)).map(|(index, _)| index).collect();
+        for index in indexes {
+            self.leave_home(index);
+            let Some(lane) = self.lanes.lanes.get_mut(index) else { continue };
+            let before = lane.waiting_bytes();
+            let dropped = lane.abandon();
+            self.shared.metrics.refused.tenant.inc_by(dropped as u64);
+            self.make_room(index, before);
+        }
+        self.lanes.sync = true;
+        self.want_end();
     }
 
     /// A link is gone: its lanes are lost.

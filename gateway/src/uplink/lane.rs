@@ -285,11 +285,27 @@ impl Lane {
         }
     }
 
+    /// Drops every record and keeps the numbers: the tenant is gone. Returns how many were dropped.
+    pub(crate) fn abandon(&mut self) -> usize {
+        let dropped = self.open_records();
+        self.waiting.clear();
+        (self.waiting_bytes, self.waiting_records) = (0, 0);
+        self.sent.clear();
+        self.under_way = 0;
+        self.renewals.clear();
+        dropped
+    }
+
     /// Forgets every record: the shard was paused and numbers anew. Returns how many were dropped.
     pub(crate) fn reset(&mut self) -> usize {
-        let dropped = self.waiting_records + self.sent.iter().map(Sealed::open).sum::<usize>();
+        let dropped = self.open_records();
         *self = Self { dirty: self.dirty, ..Self::new(self.key.clone()) };
         dropped
+    }
+
+    /// Records that are not settled.
+    fn open_records(&self) -> usize {
+        self.waiting_records + self.sent.iter().map(Sealed::open).sum::<usize>()
     }
 }
 
