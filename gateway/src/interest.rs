@@ -69,7 +69,11 @@ impl Shard {
             versions.insert(entry.version);
         }
         versions.extend(known.iter().filter_map(|filter| used.get(filter)).map(|it| it.version));
+        let first = !changes.is_empty() && used.len() == changes.len();
         self.tell(changes, true);
+        if first {
+            self.watch(tenant, true);
+        }
         self.wait_for(key, versions, packet_id, codes);
     }
 
@@ -117,10 +121,12 @@ impl Shard {
                 changes.push(change(tenant, filter, false));
             }
         }
-        if used.is_empty() {
-            self.interest.tenants.remove(tenant);
-        }
+        let last = used.is_empty();
         self.tell(changes, false);
+        if last {
+            self.interest.tenants.remove(tenant);
+            self.watch(tenant, false);
+        }
     }
 
     /// Nobody waits for the SUBACKs of this connection any more.

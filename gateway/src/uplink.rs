@@ -22,7 +22,7 @@ mod owners;
 pub(crate) mod record;
 
 /// The lanes of a shard. They stay for the shard's life, because they hold the producer's numbers: one for each partition
-/// that ever had a client here.
+/// that ever had a client here, and all partitions of tenants that ever had a subscription here.
 #[derive(Default)]
 pub(crate) struct Lanes {
     lanes: Vec<Lane>,

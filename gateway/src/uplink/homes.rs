@@ -3,6 +3,7 @@
 
 use std::{collections::HashSet, time::Duration};
 
+use penstock_common::name::{PARTITIONS_MAX, PartitionKey, TenantName};
 use penstock_proto::link::{self, control_up};
 
 use super::{
@@ -39,6 +40,25 @@ impl Shard {
                 }
             }
         }
+    }
+
+    /// Sessions here have begun, or ended, to want what the tenant's partitions hold. All of them need a home meanwhile,
+    /// also those without a publisher here: when a home dies between PUBACK and delivery, only the next one resumes the
+    /// fan-out, and the publisher's shard may have died with it.
+    pub(crate) fn watch(&mut self, tenant: &TenantName, watched: bool) {
+        let defined = self.definitions.tenants.get(tenant).map_or(0, |it| it.tenant.partitions);
+        let partitions = if watched { defined.min(PARTITIONS_MAX) } else { PARTITIONS_MAX };
+        for partition in 0..partitions {
+            let key = PartitionKey { tenant: tenant.clone(), partition };
+            let index =
+                if watched { Some(self.lanes.of(&key)) } else { self.lanes.by_key.get(&key).copied() };
+            let Some(index) = index else { continue };
+            if let Some(lane) = self.lanes.lanes.get_mut(index) {
+                lane.watched = watched;
+            }
+            self.lanes.mark(index);
+        }
+        self.want_end();
     }
 
     /// Steers every lane: the routers have changed.
