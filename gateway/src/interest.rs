@@ -62,6 +62,7 @@ impl Shard {
         let (mut versions, mut changes) = (BTreeSet::new(), Vec::new());
         for filter in new {
             let entry = used.entry(filter.clone()).or_insert_with(|| {
+                self.links.told.add(tenant.as_str().len() + filter.len());
                 changes.push(change(tenant, filter, true));
                 Used { sessions: 0, version }
             });
@@ -118,6 +119,7 @@ impl Shard {
             entry.sessions -= 1;
             if entry.sessions == 0 {
                 used.remove(filter);
+                self.links.told.remove(tenant.as_str().len() + filter.len());
                 changes.push(change(tenant, filter, false));
             }
         }
