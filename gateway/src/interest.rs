@@ -62,6 +62,7 @@ impl Shard {
         let (mut versions, mut changes) = (BTreeSet::new(), Vec::new());
         for filter in new {
             let entry = used.entry(filter.clone()).or_insert_with(|| {
+                self.links.told.add(tenant.as_str().len() + filter.len());
                 changes.push(change(tenant, filter, true));
                 Used { sessions: 0, version }
             });
@@ -69,7 +70,11 @@ impl Shard {
             versions.insert(entry.version);
         }
         versions.extend(known.iter().filter_map(|filter| used.get(filter)).map(|it| it.version));
+        let first = !changes.is_empty() && used.len() == changes.len();
         self.tell(changes, true);
+        if first {
+            self.watch(tenant, true);
+        }
         self.wait_for(key, versions, packet_id, codes);
     }
 
@@ -114,13 +119,16 @@ impl Shard {
             entry.sessions -= 1;
             if entry.sessions == 0 {
                 used.remove(filter);
+                self.links.told.remove(tenant.as_str().len() + filter.len());
                 changes.push(change(tenant, filter, false));
             }
         }
-        if used.is_empty() {
-            self.interest.tenants.remove(tenant);
-        }
+        let last = used.is_empty();
         self.tell(changes, false);
+        if last {
+            self.interest.tenants.remove(tenant);
+            self.watch(tenant, false);
+        }
     }
 
     /// Nobody waits for the SUBACKs of this connection any more.

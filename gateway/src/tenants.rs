@@ -45,7 +45,7 @@ impl Drop for Seat {
 }
 
 impl Shard {
-    /// Takes a new snapshot; connections of tenants that are no more close.
+    /// Takes a new snapshot; connections of tenants that are no more close, and what nobody will store is dropped.
     pub(crate) fn define(&mut self, definitions: Arc<Definitions>) {
         let before = std::mem::replace(&mut self.definitions, definitions);
         let gone = |tenant: &TenantName| !self.definitions.tenants.contains_key(tenant);
@@ -57,6 +57,9 @@ impl Shard {
         for key in keys {
             self.close(key, CloseReason::Administrative);
         }
+        // First the claims: one whose connection is gone would still want its lane.
+        self.sweep_claims();
+        self.abandon_lanes();
     }
 }
 

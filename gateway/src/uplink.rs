@@ -22,7 +22,7 @@ mod owners;
 pub(crate) mod record;
 
 /// The lanes of a shard. They stay for the shard's life, because they hold the producer's numbers: one for each partition
-/// that ever had a client here.
+/// that ever had a client here, and all partitions of tenants that ever had a subscription here.
 #[derive(Default)]
 pub(crate) struct Lanes {
     lanes: Vec<Lane>,
@@ -165,12 +165,17 @@ impl Shard {
                 link.data(data_up::Kind::Append(append));
             }
         }
+        self.make_room(index, before);
+        self.resume(index);
+    }
+
+    /// A lane holds less than `before` bytes: publishers that waited because of the whole shard may go on.
+    fn make_room(&mut self, index: usize, before: usize) {
         if self.lanes.account(index, before, self.shared.config.limits.waiting_bytes) {
             let held = |(index, lane): (usize, &Lane)| (!lane.held.is_empty()).then_some(index);
             let waiting: Vec<usize> = self.lanes.iter().enumerate().filter_map(held).collect();
             waiting.into_iter().for_each(|index| self.lanes.mark(index));
         }
-        self.resume(index);
     }
 
     /// Lets publishers go on when there is room.

@@ -21,8 +21,11 @@ pub(crate) struct LinkKey {
     pub(crate) life: u32,
 }
 
-/// Most bytes that wait for a link's control stream; beyond, the link is closed.
+/// Most bytes that wait for a link's control stream beyond those that the shard's [`Told`] state takes; beyond, the link
+/// is closed.
 const CONTROL_BYTES: usize = 16 << 20;
+/// Most bytes that a filter or an owner takes in a message beyond its names.
+const FRAME: usize = 20;
 /// Most messages that wait for a link's data stream; beyond, the link is closed. Appends are bounded by credit.
 const DATA_MESSAGES: usize = 65_536;
 
@@ -66,6 +69,23 @@ impl<T> Outbox<T> {
     }
 }
 
+/// Bytes that it takes to tell a router all filters and owners of the shard. A new link, or one that takes over another's
+/// lanes, gets them in one turn, so that what may wait grows with them.
+#[derive(Clone, Default)]
+pub(crate) struct Told(Rc<Cell<usize>>);
+
+impl Told {
+    /// A filter or an owner with names of this many bytes is there.
+    pub(crate) fn add(&self, names: usize) {
+        self.0.set(self.0.get() + names + FRAME);
+    }
+
+    /// It is gone.
+    pub(crate) fn remove(&self, names: usize) {
+        self.0.set(self.0.get().saturating_sub(names + FRAME));
+    }
+}
+
 /// A link that is up: Welcome has come.
 pub(crate) struct Link {
     /// Incarnation of the router.
@@ -73,6 +93,7 @@ pub(crate) struct Link {
     pub(crate) control: Rc<Outbox<link::ControlUp>>,
     pub(crate) data: Rc<Outbox<link::DataUp>>,
     control_bytes: Rc<Cell<usize>>,
+    told: Told,
     /// The router drains: it is no home any more.
     pub(crate) leaving: bool,
     /// Attaches that are not confirmed, by number.
@@ -105,6 +126,7 @@ impl Link {
             control,
             data,
             control_bytes,
+            told: Told::default(),
             leaving: false,
             attaches: HashMap::new(),
             interest: HashMap::new(),
@@ -128,7 +150,7 @@ impl Link {
         let message = link::ControlUp { kind: Some(kind) };
         let bytes = self.control_bytes.get() + prost::Message::encoded_len(&message);
         self.control_bytes.set(bytes);
-        if bytes > CONTROL_BYTES {
+        if bytes > CONTROL_BYTES + self.told.0.get() {
             tracing::warn!(router = self.router, bytes, "closing a link whose control stream does not move");
             self.stop.notify_one();
         } else {
@@ -163,6 +185,7 @@ impl Link {
 pub(crate) struct Links {
     slab: Slab<(u32, Link)>,
     lives: u32,
+    pub(crate) told: Told,
     /// Grows whenever a home may have changed.
     version: u64,
 }
@@ -184,7 +207,8 @@ impl Home {
 }
 
 impl Links {
-    pub(crate) fn insert(&mut self, link: Link) -> LinkKey {
+    pub(crate) fn insert(&mut self, mut link: Link) -> LinkKey {
+        link.told = self.told.clone();
         self.lives = self.lives.wrapping_add(1);
         self.version += 1;
         let slot = self.slab.insert((self.lives, link));
@@ -250,5 +274,47 @@ impl Links {
     pub(crate) fn two(&self) -> [u64; 2] {
         let mut routers = self.iter().map(|(_, link)| link.router);
         [routers.next().unwrap_or(0), routers.next().unwrap_or(0)]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use penstock_proto::link::{FilterChange, Interest, Owner};
+    use prost::Message;
+
+    use super::*;
+
+    #[test]
+    fn what_is_told_takes_no_more_bytes_than_were_added_for_it() {
+        let (tenant, filter) = ("t".repeat(32), vec![b'f'; 65_535]);
+        let names = tenant.len() + filter.len();
+        let change = FilterChange { tenant, filter: filter.into(), present: true };
+        let changes = vec![change; 2];
+        let two = Interest { seq: 0, snapshot_end: false, changes }.encoded_len();
+        assert!(two <= 2 * (names + FRAME), "{two}");
+        let owners = vec![Owner { client: vec![b'c'; 128].into(), epoch: u64::MAX }; 2];
+        let two = link::Attach { seq: 0, lane: 0, owners }.encoded_len();
+        assert!(two <= 2 * (128 + FRAME), "{two}");
+    }
+
+    #[test]
+    fn a_control_stream_that_does_not_move_is_bounded_by_what_there_is_to_tell() {
+        let mut links = Links::default();
+        let queued = Rc::new(Cell::new(0));
+        let key = links.insert(Link::new(1, Outbox::new(), Outbox::new(), queued, Rc::default()));
+        let password = bytes::Bytes::from(vec![0; 1 << 20]);
+        let fill = |links: &Links| {
+            let link = links.get(key).unwrap();
+            for _ in 0..64 {
+                let ask = link::Authenticate { password: password.clone(), ..link::Authenticate::default() };
+                link.control(link::control_up::Kind::Authenticate(ask));
+            }
+            link.control.len()
+        };
+        links.told.add(16 << 20);
+        assert_eq!(fill(&links), 31, "each is a little larger than one MiB");
+        links.told.remove(16 << 20);
+        assert_eq!(fill(&links), 31);
     }
 }

@@ -1,8 +1,9 @@
 //! At which router a lane is open: opened at the partition's home, moved when there is a better one and nothing is under
-//! way, opened again when it was lost. Which home is right is not decided here; the term decides.
+//! way, opened again when it was lost and is still wanted. Which home is right is not decided here; the term decides.
 
 use std::{collections::HashSet, time::Duration};
 
+use penstock_common::name::{PARTITIONS_MAX, PartitionKey, TenantName};
 use penstock_proto::link::{self, control_up};
 
 use super::{
@@ -41,6 +42,25 @@ impl Shard {
         }
     }
 
+    /// Sessions here have begun, or ended, to want what the tenant's partitions hold. All of them need a home meanwhile,
+    /// also those without a publisher here: when a home dies between PUBACK and delivery, only the next one resumes the
+    /// fan-out, and the publisher's shard may have died with it.
+    pub(crate) fn watch(&mut self, tenant: &TenantName, watched: bool) {
+        let defined = self.definitions.tenants.get(tenant).map_or(0, |it| it.tenant.partitions);
+        let partitions = if watched { defined.min(PARTITIONS_MAX) } else { PARTITIONS_MAX };
+        for partition in 0..partitions {
+            let key = PartitionKey { tenant: tenant.clone(), partition };
+            let index =
+                if watched { Some(self.lanes.of(&key)) } else { self.lanes.by_key.get(&key).copied() };
+            let Some(index) = index else { continue };
+            if let Some(lane) = self.lanes.lanes.get_mut(index) {
+                lane.watched = watched;
+            }
+            self.lanes.mark(index);
+        }
+        self.want_end();
+    }
+
     /// Steers every lane: the routers have changed.
     pub(crate) fn steer_all(&mut self) {
         for index in 0..self.lanes.lanes.len() {
@@ -65,6 +85,7 @@ impl Shard {
     fn open_lane(&mut self, index: usize, home: Option<LinkKey>) {
         self.lanes.sync = true;
         let Some(lane) = self.lanes.lanes.get_mut(index) else { return };
+        let home = home.filter(|_| lane.is_wanted());
         let Some((key, link)) = home.and_then(|key| self.links.get(key).map(|link| (key, link))) else {
             lane.route = Route::Closed;
             return;
@@ -152,6 +173,24 @@ impl Shard {
     pub(crate) fn backoff(&self, failures: u32) -> u64 {
         let full = BACKOFF.saturating_mul(1 << failures.min(10)).min(BACKOFF_MAX).as_millis() as u64;
         full / 2 + self.shared.seams.number() % (full / 2 + 1)
+    }
+
+    /// Drops what lanes of tenants that are no more hold: their connections are closed, and no home will open them. The
+    /// numbers go on, because a tenant of the same name may come again and find this producer in its log.
+    pub(crate) fn abandon_lanes(&mut self) {
+        let gone = |lane: &Lane| !self.definitions.tenants.contains_key(&lane.key.tenant);
+        let indexes: Vec<_> =
+            self.lanes.iter().enumerate().filter(|(_, lane)| gone(lane)).map(|(index, _)| index).collect();
+        for index in indexes {
+            self.leave_home(index);
+            let Some(lane) = self.lanes.lanes.get_mut(index) else { continue };
+            let before = lane.waiting_bytes();
+            let dropped = lane.abandon();
+            self.shared.metrics.refused.tenant.inc_by(dropped as u64);
+            self.make_room(index, before);
+        }
+        self.lanes.sync = true;
+        self.want_end();
     }
 
     /// A link is gone: its lanes are lost.

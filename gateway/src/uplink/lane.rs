@@ -90,6 +90,8 @@ pub(crate) struct Lane {
     pub(crate) renewals: Vec<(u64, ConnectionKey)>,
     /// Provisional claims that need the home.
     pub(crate) visitors: usize,
+    /// Sessions of the tenant have subscriptions here: what the partition holds is fanned out by its home.
+    pub(crate) watched: bool,
     pub(crate) dirty: bool,
 }
 
@@ -113,6 +115,7 @@ impl Lane {
             held: Vec::new(),
             renewals: Vec::new(),
             visitors: 0,
+            watched: false,
             dirty: false,
         }
     }
@@ -140,7 +143,7 @@ impl Lane {
 
     /// Whether a home is needed.
     pub(crate) fn is_wanted(&self) -> bool {
-        !self.owners.is_empty() || self.visitors > 0 || !self.is_settled()
+        self.watched || !self.owners.is_empty() || self.visitors > 0 || !self.is_settled()
     }
 
     /// Nothing of the present route's is unsettled: the lane may move.
@@ -285,11 +288,27 @@ impl Lane {
         }
     }
 
+    /// Drops every record and keeps the numbers: the tenant is gone. Returns how many were dropped.
+    pub(crate) fn abandon(&mut self) -> usize {
+        let dropped = self.open_records();
+        self.waiting.clear();
+        (self.waiting_bytes, self.waiting_records) = (0, 0);
+        self.sent.clear();
+        self.under_way = 0;
+        self.renewals.clear();
+        dropped
+    }
+
     /// Forgets every record: the shard was paused and numbers anew. Returns how many were dropped.
     pub(crate) fn reset(&mut self) -> usize {
-        let dropped = self.waiting_records + self.sent.iter().map(Sealed::open).sum::<usize>();
+        let dropped = self.open_records();
         *self = Self { dirty: self.dirty, ..Self::new(self.key.clone()) };
         dropped
+    }
+
+    /// Records that are not settled.
+    fn open_records(&self) -> usize {
+        self.waiting_records + self.sent.iter().map(Sealed::open).sum::<usize>()
     }
 }
 

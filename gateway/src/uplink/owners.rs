@@ -70,8 +70,11 @@ impl Shard {
 
     /// Makes the home of a connection's partition know it; `attached` follows.
     pub(crate) fn attach(&mut self, key: ConnectionKey, index: usize) {
-        if let Some(lane) = self.lanes.get_mut(index) {
-            lane.owners.insert(key);
+        let bytes = self.connections.identity(key).map(|identity| identity.client.len());
+        if let (Some(lane), Some(bytes)) = (self.lanes.get_mut(index), bytes) {
+            if lane.owners.insert(key) {
+                self.links.told.add(bytes);
+            }
             lane.attach.push(key);
         }
         self.lanes.mark(index);
@@ -83,6 +86,7 @@ impl Shard {
         let Some(lane) = self.lanes.get_mut(index) else { return };
         lane.renewals.retain(|(_, renewed)| *renewed != key);
         if lane.owners.remove(&key) {
+            self.links.told.remove(client.len());
             lane.attach.retain(|waiting| *waiting != key);
             lane.detach.push(link::Owner { client: client.clone(), epoch: epoch.0 });
             self.lanes.mark(index);

@@ -2,6 +2,7 @@
 
 use std::sync::atomic::Ordering;
 
+use mqttbytes::QoS;
 use penstock_proto::link::control_up;
 
 use crate::{
@@ -49,4 +50,37 @@ async fn a_cut_link_is_made_again() {
     router.expect("Hello", hello).await;
     assert_eq!(router.expect_open_lane().await.owners.len(), 1, "the home learns its owners anew");
     client.expect_puback(1).await;
+}
+
+#[tokio::test]
+async fn a_shard_with_more_filters_than_a_stream_may_hold_back_links_all_the_same() {
+    const CLIENTS: usize = 19;
+    const PACKETS: usize = 15;
+    const FILTERS: usize = CLIENTS * PACKETS * 64;
+    let (first, mut late) = (Router::start(1).await, Router::start(2).await);
+    let setup = Setup::new(&[&first]).await;
+    let mut clients = Vec::new();
+    for name in 0..CLIENTS {
+        let mut client = Client::connect(setup.address, &format!("c{name}")).await;
+        // 64 in a packet is what a client may ask for.
+        for packet in 1..=PACKETS {
+            let filters: Vec<_> = (0..64).map(|n| format!("{n}/{packet}/{name}/{:0>1000}", 0)).collect();
+            let filters: Vec<_> = filters.iter().map(|filter| (filter.as_str(), QoS::AtMostOnce)).collect();
+            client.subscribe(packet as u16, &filters).await;
+            client.expect_suback().await;
+        }
+        clients.push(client);
+    }
+    setup.registry.add_router(2, &late.address);
+    let (mut told, mut end) = (0, false);
+    while !end {
+        let interest = |seen: &Seen| match seen {
+            Seen::Control(control_up::Kind::Interest(it)) => Some((it.changes.len(), it.snapshot_end)),
+            _ => None,
+        };
+        let (changes, last) = late.expect("Interest", interest).await;
+        (told, end) = (told + changes, last);
+    }
+    assert_eq!(told, FILTERS);
+    until("both links", || setup.metric("penstock_links") == Some(2.0)).await;
 }

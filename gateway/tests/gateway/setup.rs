@@ -29,7 +29,8 @@ pub fn config() -> GatewayConfig {
 }
 
 impl Setup {
-    /// A ready gateway in front of these routers; tenant `acme` has one partition, tenant `small` room for one connection.
+    /// A ready gateway in front of these routers; tenant `acme` has one partition, tenant `wide` has four, tenant `small` has
+    /// room for one connection.
     pub async fn new(routers: &[&Router]) -> Self {
         Self::with(config(), routers).await
     }
@@ -37,6 +38,7 @@ impl Setup {
     pub async fn with(config: GatewayConfig, routers: &[&Router]) -> Self {
         let registry = TestRegistry::new();
         registry.define("acme", 1, 100);
+        registry.define("wide", 4, 100);
         registry.define("small", 1, 1);
         for router in routers {
             registry.add_router(router.inner.incarnation, &router.address);

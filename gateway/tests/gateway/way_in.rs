@@ -9,7 +9,7 @@ use penstock_proto::{
 use prost::Message;
 
 use crate::{
-    client::Client,
+    client::{Client, PATIENCE},
     router::{Router, Seen},
     setup::{Setup, config, incarnations, until},
 };
@@ -317,4 +317,56 @@ async fn a_drain_acknowledges_what_was_received_then_closes_and_releases() {
     client.expect_closed().await;
     drain.await.unwrap();
     assert_eq!(registry.owned(&crate::setup::client_key("c1")), None);
+}
+
+#[tokio::test]
+async fn a_lost_lane_that_nobody_needs_is_not_opened_again() {
+    let mut router = Router::start(1).await;
+    let setup = Setup::new(&[&router]).await;
+    let client = Client::connect(setup.address, "c1").await;
+    let open = router.expect_open_lane().await;
+    drop(client);
+    let detach = |seen: &Seen| matches!(seen, Seen::Control(control_up::Kind::Detach(_))).then_some(());
+    router.expect("Detach", detach).await;
+    let lost = link::LaneLost { lane: open.lane, reason: "test".into() };
+    router.data(data_down::Kind::LaneLost(lost)).await;
+    let early = tokio::time::timeout(Duration::from_millis(200), router.expect_open_lane()).await;
+    assert!(early.is_err(), "opened without an owner or a record");
+    let mut client = Client::connect(setup.address, "c1").await;
+    client.publish("a", 1, b"x").await;
+    client.expect_puback(1).await;
+}
+
+#[tokio::test]
+async fn the_lane_of_a_deleted_tenant_drops_its_records_and_is_not_opened_again() {
+    let mut router = Router::start(1).await;
+    let setup = Setup::new(&[&router]).await;
+    router.hold().settles.store(true, Ordering::SeqCst);
+    let mut client = Client::connect(setup.address, "c1").await;
+    client.publish("a", 1, b"x").await;
+    let append = router.expect_append().await;
+    setup.registry.delete("acme");
+    client.expect_closed().await;
+    let refused = "penstock_publishes_refused_total{reason=\"no_tenant\"}";
+    until("the record is dropped", || setup.metric(refused) == Some(1.0)).await;
+    let lost = link::LaneLost { lane: append.lane, reason: "the tenant does not exist".into() };
+    router.data(data_down::Kind::LaneLost(lost)).await;
+    let early = tokio::time::timeout(Duration::from_millis(200), router.expect_open_lane()).await;
+    assert!(early.is_err(), "opened for a tenant that is gone");
+    // It comes again, perhaps with the log that it had: the producer's numbers are not used twice.
+    setup.registry.define("acme", 1, 100);
+    let again = async {
+        loop {
+            let (client, code) = Client::try_connect(setup.address, "c1", "acme/device", "secret").await;
+            if code == 0 {
+                return client;
+            }
+        }
+    };
+    let mut client = tokio::time::timeout(PATIENCE, again).await.expect("never defined");
+    client.publish("a", 1, b"y").await;
+    let append = router.expect_append().await;
+    assert_eq!((append.first, append.count, append.resent), (2, 1, false));
+    router.settle(&append).await;
+    client.expect_puback(1).await;
 }

@@ -1,6 +1,6 @@
 //! SUBSCRIBE, deliveries and pushes.
 
-use std::sync::atomic::Ordering;
+use std::{collections::BTreeSet, sync::atomic::Ordering, time::Duration};
 
 use mqttbytes::{QoS, v4::SubscribeReasonCode};
 use penstock_common::registry::OwnershipEvent;
@@ -13,7 +13,7 @@ use prost::Message;
 use crate::{
     client::{Client, PATIENCE},
     router::{Router, Seen},
-    setup::{Setup, client_key},
+    setup::{Setup, client_key, until},
 };
 
 fn deliver(delivery: u64, sequence: u64, repeat: bool, topic: &str, qos: u32) -> data_down::Kind {
@@ -89,7 +89,7 @@ async fn a_suback_waits_until_every_linked_router_knows_the_filter() {
 async fn a_router_that_dies_is_not_waited_for_and_a_new_one_gets_a_snapshot() {
     let (slow, mut quick) = (Router::start(1).await, Router::start(2).await);
     let setup = Setup::new(&[&slow, &quick]).await;
-    crate::setup::until("both links", || setup.metric("penstock_links") == Some(2.0)).await;
+    until("both links", || setup.metric("penstock_links") == Some(2.0)).await;
     let mut client = Client::connect(setup.address, "c1").await;
     slow.hold().interest.store(true, Ordering::SeqCst);
     client.subscribe(1, &[("a", QoS::AtMostOnce)]).await;
@@ -240,4 +240,38 @@ async fn an_overrun_without_a_topic_closes_every_session_of_the_tenant_that_coun
     one.expect_closed().await;
     zero.expect_silence().await;
     other.expect_silence().await;
+}
+
+/// Partitions whose lanes are opened next.
+async fn opened(router: &mut Router, count: usize) -> BTreeSet<u32> {
+    let mut partitions = BTreeSet::new();
+    while partitions.len() < count {
+        partitions.insert(router.expect_open_lane().await.partition);
+    }
+    partitions
+}
+
+#[tokio::test]
+async fn every_partition_of_a_tenant_with_subscribers_keeps_a_home_when_its_home_and_publishers_died() {
+    let (mut dying, mut next) = (Router::start(1).await, Router::start(2).await);
+    let setup = Setup::new(&[&dying]).await;
+    let (mut client, _) = Client::try_connect(setup.address, "c1", "wide/device", "secret").await;
+    client.subscribe(1, &[("a/+", QoS::AtLeastOnce)]).await;
+    client.expect_suback().await;
+    // One of them is the client's own, opened when it connected.
+    assert_eq!(opened(&mut dying, 4).await, (0..4).collect());
+    setup.registry.add_router(2, &next.address);
+    until("both links", || setup.metric("penstock_links") == Some(2.0)).await;
+    dying.cut();
+    assert_eq!(opened(&mut next, 4).await, (0..4).collect());
+    // Without subscribers and clients no home is needed.
+    drop(client);
+    while interest(&mut next).await.changes.iter().all(|change| change.present) {}
+    next.drain_seen();
+    next.cut();
+    until("no link", || setup.metric("penstock_links") == Some(0.0)).await;
+    next.hold().links.store(false, Ordering::SeqCst);
+    until("a link", || setup.metric("penstock_links") == Some(1.0)).await;
+    let early = tokio::time::timeout(Duration::from_millis(200), next.expect_open_lane()).await;
+    assert!(early.is_err(), "opened without anybody who wants it");
 }
