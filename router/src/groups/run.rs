@@ -202,11 +202,7 @@ impl Run {
             }
         }
         self.flush();
-        let unreadable = self.dispatch.take_unreadable();
-        if unreadable > 0 {
-            error!(partition = %self.home.key(), group = self.group.name, records = unreadable,
-                "records that can't be read were passed");
-        }
+        self.count();
         if self.pause.is_some_and(|until| until > Instant::now()) {
             return;
         }
@@ -225,6 +221,16 @@ impl Run {
                 let home = Arc::clone(&self.home);
                 self.writing = Some(Box::pin(async move { home.commit(vec![change]).await }));
             }
+        }
+    }
+
+    /// Counts what was done with records since the last time.
+    fn count(&mut self) {
+        let tally = self.dispatch.take_tally();
+        self.serving.records.add(tally);
+        if tally.unreadable > 0 {
+            error!(partition = %self.home.key(), group = self.group.name, records = tally.unreadable,
+                "records that can't be read were passed");
         }
     }
 
@@ -306,6 +312,7 @@ impl Run {
 
     /// Nobody is left: writes the cursor and ends, unless somebody joins meanwhile.
     async fn close(&mut self) -> bool {
+        self.count();
         if let Some(writing) = self.writing.take() {
             let wrote = writing.await;
             self.wrote(wrote);
@@ -331,6 +338,7 @@ impl Run {
 
     /// Tells the consumers why, and goes. A home that stops, rather than being fenced, still takes the last acks.
     async fn end(mut self, ended: Ended) {
+        self.count();
         for (_, consumer) in self.consumers.drain() {
             let _ = consumer.sending.ended.set(ended);
         }
