@@ -3,6 +3,9 @@
 
 # Programs of a cluster, and all backends.
 ALL := --workspace --all-features
+# As the tests build them: so they find them ready.
+PROGRAMS := -p penstock -p penstock-gateway -p penstock-router -p penstockctl --bins \
+	--features penstock-gateway/cluster,penstock-router/cluster
 
 help: ## This menu
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -11,7 +14,7 @@ run: ## Start penstock here: MQTT on 127.0.0.1:1883, data in ./penstock-data
 	cargo run --bin penstock --
 
 test: packages ## Run every test, with real etcd, Redis and MQTT clients
-	cargo build --locked $(ALL) --bins
+	cargo build --locked $(PROGRAMS)
 	cargo test --locked $(ALL)
 	@echo "make test: all tests passed"
 

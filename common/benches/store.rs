@@ -1,6 +1,8 @@
 //! How many entries and records a second a store confirms, and how long one waits: `cargo bench -p penstock-common
 //! --features embedded,redis --bench store -- [redis://…]`. Each partition has one append in flight, as a lane has.
 //! Without a URL it measures the embedded store in a temporary directory, in both classes.
+// What is measured is real time.
+#![allow(clippy::disallowed_methods)]
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use std::{

@@ -218,11 +218,15 @@ impl Shard {
         }
         let Some(pending) = self.claims.pending.get(&answer.id) else { return };
         let (client, connection, epoch) = (pending.client.clone(), pending.connection, Epoch(answer.epoch));
+        let superseded = (answer.superseded != 0).then_some(Epoch(answer.superseded));
         self.leave_lane(answer.id);
+        if let Some(superseded) = superseded {
+            // Here by number, because a real epoch that is superseded is above the provisional one.
+            self.close_below(&client, Epoch(superseded.0.saturating_add(1)), Some(connection));
+        }
         self.granted(answer.id, epoch, None);
         let owns = self.connections.identity(connection).is_some_and(|identity| identity.epoch == epoch);
         if owns {
-            let superseded = (answer.superseded != 0).then_some(Epoch(answer.superseded));
             self.shared.registry.adopt(client, self.owner(), epoch, superseded);
         }
     }

@@ -102,18 +102,26 @@ impl Shard {
         delivered
     }
 
-    /// The router could not keep deliveries for this link: whoever may have missed one of QoS 1 starts anew.
+    /// The router could not keep deliveries for this link: whoever may have missed one of QoS 1 starts anew. Without a
+    /// topic nobody knows what was missed: every session of the tenant with a subscription of QoS 1 may have.
     pub(crate) fn overrun(&mut self, overrun: &link::Overrun) {
         let Ok(tenant) = TenantName::new(&overrun.tenant) else { return };
         let Some(fanout) = self.fanout.get(&tenant) else { return };
+        let any = overrun.topic.is_empty();
+        let candidates: Vec<ConnectionKey> = if any {
+            self.connections.of_tenant(&tenant).collect()
+        } else {
+            fanout.receivers(&overrun.topic).into_iter().map(|(key, _)| key).collect()
+        };
         let matching = |key: ConnectionKey| {
             self.connections.get(key).is_some_and(|connection| {
                 let mut filters = connection.session.subscriptions();
-                filters.any(|(filter, qos)| qos == QoS::AtLeastOnce && topic::matches(filter, &overrun.topic))
+                filters.any(|(filter, qos)| {
+                    qos == QoS::AtLeastOnce && (any || topic::matches(filter, &overrun.topic))
+                })
             })
         };
-        let receivers = fanout.receivers(&overrun.topic).into_iter().map(|(key, _)| key);
-        let missed: Vec<_> = receivers.filter(|key| matching(*key)).collect();
+        let missed: Vec<_> = candidates.into_iter().filter(|key| matching(*key)).collect();
         for key in missed {
             tracing::warn!(client = self.name_of(key), "closing a session that missed a delivery");
             self.close(key, CloseReason::Overrun);

@@ -33,7 +33,9 @@ pub enum StartError {
     #[error("the gateway's settings are wrong: {}", .0.join("; "))]
     Config(Vec<String>),
     /// The MQTT address can't be listened on.
-    #[error("cannot listen for MQTT on {address}: {source} (is another program using the port?)")]
+    #[error(
+        "cannot listen for MQTT on {address}: {source}; end what uses it, or give another address with --mqtt-listen"
+    )]
     Listen {
         /// As configured.
         address: SocketAddr,

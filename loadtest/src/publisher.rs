@@ -34,9 +34,10 @@ pub(crate) struct Report {
     pub(crate) unacked: u64,
 }
 
-/// Three digits: enough for a verdict, small enough for thousands of publishers.
+/// Up to ten minutes, three digits: enough for a verdict, small enough for thousands of publishers.
 pub(crate) fn histogram() -> Histogram<u64> {
-    Histogram::new(3).unwrap_or_else(|_| unreachable!("0 to 5 digits are valid"))
+    let bounds = Histogram::new_with_bounds(1, 600_000_000, 3);
+    bounds.unwrap_or_else(|_| unreachable!("constant bounds, and valid ones"))
 }
 
 // Load runs against real servers only: no simulation gives it a clock.
@@ -227,5 +228,20 @@ impl Publisher {
             let micros = u64::try_from(entry.first_sent.elapsed().as_micros()).unwrap_or(u64::MAX);
             self.puback_micros.saturating_record(micros.max(1));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn latencies_up_to_minutes_are_kept_apart() {
+        let mut histogram = histogram();
+        for micros in [150, 90_000_000] {
+            histogram.saturating_record(micros);
+        }
+        assert_eq!(histogram.value_at_quantile(0.5), 150);
+        assert!(histogram.max() >= 90_000_000);
     }
 }

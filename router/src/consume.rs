@@ -32,6 +32,8 @@ const EVENTS: usize = 64;
 const SAYINGS: usize = 64;
 /// Acks kept while a partition has no home, ranges. Beyond it the oldest are forgotten: their records come again.
 const KEPT_RANGES: usize = 20_000;
+/// For what a leaving consumer said last to reach all homes; what is later is forgotten: those records come again.
+const LEAVE_LIMIT: Duration = Duration::from_secs(3);
 /// A peer joins, or refuses, within this.
 const JOIN_LIMIT: Duration = Duration::from_secs(5);
 
@@ -63,11 +65,11 @@ pub enum Event {
     Batch(Batch),
 }
 
-/// The partitions of one consumer. Dropping it leaves all homes.
+/// The partitions of one consumer. Dropping it leaves all homes at once; what was said and not yet passed on is forgotten.
 pub struct Partitions {
     events: mpsc::Receiver<Event>,
     sayings: Vec<mpsc::Sender<Say>>,
-    _tasks: JoinSet<()>,
+    tasks: JoinSet<()>,
 }
 
 impl Partitions {
@@ -90,7 +92,7 @@ impl Partitions {
             };
             tasks.spawn(follower.run());
         }
-        Self { events: received, sayings, _tasks: tasks }
+        Self { events: received, sayings, tasks }
     }
 
     /// The next event of any partition.
@@ -118,6 +120,19 @@ impl Partitions {
         let partitions = u32::try_from(self.sayings.len()).unwrap_or(u32::MAX);
         for partition in 0..self.sayings.len() {
             self.say(partition, Say::Credit(window(credit, partitions))).await;
+        }
+    }
+
+    /// Leaves all homes when everything that was said is passed on.
+    pub async fn leave(mut self) {
+        self.sayings.clear();
+        // Batches that still come are for nobody; they go to the group's other consumers.
+        let passed = async {
+            while self.events.recv().await.is_some() {}
+            while self.tasks.join_next().await.is_some() {}
+        };
+        if timeout(LEAVE_LIMIT, passed).await.is_err() {
+            debug!("a consumer left before everything that it said was passed on");
         }
     }
 
@@ -175,6 +190,9 @@ impl Follower {
                         return;
                     }
                     self.follow(source).await;
+                    if self.said.is_closed() && self.said.is_empty() {
+                        return;
+                    }
                     if self.events.send(Event::Left(self.key.partition)).await.is_err() {
                         return;
                     }
@@ -264,7 +282,7 @@ impl Follower {
         }
     }
 
-    /// Until the home is lost.
+    /// Until the home is lost, or the consumer has left.
     async fn follow(&mut self, mut source: Source) {
         if !self.kept.is_empty() {
             let ranges = std::mem::take(&mut self.kept).into();
@@ -275,7 +293,7 @@ impl Follower {
                 batch = source.next() => match batch {
                     Ok(batch) => {
                         if self.hand_on(&mut source, batch).await.is_err() {
-                            return;
+                            return source.finish().await;
                         }
                     }
                     Err(status) => {
@@ -285,7 +303,7 @@ impl Follower {
                 },
                 said = self.said.recv() => match said {
                     Some(say) => self.pass(&mut source, say).await,
-                    None => return,
+                    None => return source.finish().await,
                 },
             }
         }
@@ -329,6 +347,14 @@ impl Source {
                     return Ok(batch);
                 }
             },
+        }
+    }
+
+    /// Says that nothing follows, and waits until the home has heard everything.
+    async fn finish(self) {
+        if let Self::There { say, mut batches } = self {
+            drop(say);
+            while let Ok(Some(_)) = batches.message().await {}
         }
     }
 

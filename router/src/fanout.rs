@@ -41,6 +41,7 @@ struct Wanted {
 impl Home {
     /// Makes the fan-out follow the log: from now on, what is stored reaches the filters that are known.
     pub(crate) async fn begin_fan_out(&self) -> Result<(), CommitError> {
+        let _alone = self.fan_cursor.lock().await;
         let head = {
             let fan = lock(&self.fan);
             self.fan_active.store(true, Ordering::Release);
@@ -148,6 +149,7 @@ impl Home {
             }
             for entry in entries.iter().take_while(|entry| entry.id <= head) {
                 if !self.fan_entry(entry, from, Some(&link)) {
+                    lock(&self.fan).caught_up(shard, from);
                     return Ok(());
                 }
                 from = entry.id;
@@ -216,6 +218,9 @@ impl Home {
             self.homes.metrics.delivered_bytes.inc_by(deliver.records.len() as u64);
             if link.untaken_bytes() > self.homes.config.deliver_bytes {
                 lock(&self.fan).is_full(link.shard, before, Instant::now());
+                if only.is_some() {
+                    return false;
+                }
                 continue;
             }
             lock(&self.fan).sent(link.shard, before);
@@ -257,21 +262,16 @@ impl Home {
             (fan.stored, fan.cursor(), fan.is_idle())
         };
         let Some(stored) = stored else { return Ok(()) };
-        let change = if idle && !self.homes.interest.any(&self.key.tenant) {
-            None
-        } else if cursor != stored && committed_at.elapsed() >= COMMIT_EVERY {
-            Some(cursor)
-        } else {
+        if idle && !self.homes.interest.any(&self.key.tenant) {
+            return self.end_fan_out().await;
+        }
+        if cursor == stored || committed_at.elapsed() < COMMIT_EVERY {
             return Ok(());
-        };
-        match self.commit(vec![CursorChange::Fan(change)]).await {
+        }
+        match self.commit(vec![CursorChange::Fan(Some(cursor))]).await {
             Ok(()) => {
                 *committed_at = Instant::now();
-                self.cursor_is_stored(change);
-                // Somebody may have subscribed between the look and the commit.
-                if change.is_none() && self.homes.interest.any(&self.key.tenant) {
-                    self.begin_fan_out().await.map_err(|error| StoreError::Unavailable(error.to_string()))?;
-                }
+                lock(&self.fan).stored = Some(cursor);
                 Ok(())
             }
             Err(CommitError::Fenced) => Ok(()),
@@ -279,12 +279,39 @@ impl Home {
         }
     }
 
-    fn cursor_is_stored(&self, cursor: Option<EntryId>) {
-        let mut fan = lock(&self.fan);
-        fan.stored = cursor;
-        if cursor.is_none() {
-            self.fan_active.store(false, Ordering::Release);
-            fan.head = *self.last().borrow();
+    /// The tenant has no filters any more: nothing is to be remembered. From here on interest that is told waits for the
+    /// cursor to be stored again, so that no SUBACK overtakes its removal.
+    async fn end_fan_out(&self) -> Result<(), StoreError> {
+        let alone = self.fan_cursor.lock().await;
+        let before = std::mem::take(&mut lock(&self.fan).stored);
+        if self.homes.interest.any(&self.key.tenant) {
+            lock(&self.fan).stored = before;
+            return Ok(());
+        }
+        match self.commit(vec![CursorChange::Fan(None)]).await {
+            Ok(()) if !self.homes.interest.any(&self.key.tenant) => {
+                let mut fan = lock(&self.fan);
+                self.fan_active.store(false, Ordering::Release);
+                fan.head = *self.last().borrow();
+                Ok(())
+            }
+            Ok(()) => {
+                drop(alone);
+                self.begin_fan_out().await.map_err(|error| StoreError::Unavailable(error.to_string()))
+            }
+            // Whether it was removed is unknown: it is written again when it is needed, or removed at the next look.
+            Err(CommitError::Fenced) => {
+                lock(&self.fan).stored = before;
+                Ok(())
+            }
+            Err(CommitError::Store(error)) => {
+                drop(alone);
+                if self.homes.interest.any(&self.key.tenant) {
+                    return Err(error);
+                }
+                lock(&self.fan).stored = before;
+                Err(error)
+            }
         }
     }
 }

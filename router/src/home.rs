@@ -1,4 +1,4 @@
-//! A home: this router holding the term of one partition. Drives the lane (`lane`) and the fan-out (`fanout`), remembers who
+//! A home: this router holding the term of one partition. `append` drives its lane, `fanout` its fan-out; it remembers who
 //! owns which client, and is what groups read from.
 //!
 //! Invariants: one append under way; after a lost answer nothing is appended before a new term was taken and the tail read
@@ -16,38 +16,30 @@ use penstock_common::{
     epoch::Epoch,
     name::PartitionKey,
     position::{EntryId, Term},
-    store::{AppendError, CommitError, CursorChange, Entry, Keep, StoreError, StoredEntry, Took, Totals},
-    telemetry::batch_span,
+    store::{CommitError, CursorChange, StoreError, StoredEntry, Took, Totals},
 };
-use penstock_proto::link::{LaneLost, Owner, Settle, data_down};
+use penstock_proto::link::{LaneLost, Owner, data_down};
 use tokio::{
     sync::{Notify, watch},
     time::Instant,
 };
 use tokio_util::sync::CancellationToken;
-use tracing::{Instrument, info, warn};
+use tracing::info;
 
 use crate::{
     fan::{Fan, ShardId},
     homes::Homes,
-    lane::{Batch, Flight, Lane, Screened, Settled},
+    lane::{Batch, Flight, Lane, Screened},
     link::{LaneNumber, Link},
     owners::{Attached, Owners, Ownership},
-    pace::Backoff,
     producers::Producers,
     tail::Tail,
 };
 
 /// Bytes of the log's end that tell a new home what producers stored last.
-const READ_BACK: usize = 8 << 20;
+pub(crate) const READ_BACK: usize = 8 << 20;
 /// Entries that trimming leaves for that purpose: fewer when they are large.
-const KEEP_ENTRIES: u64 = 256;
-const KEEP_ENTRIES_LEAST: u64 = 16;
-const KEEP_BYTES: u64 = 8 << 20;
-/// Between two trims of a partition.
-const TRIM_EVERY: Duration = Duration::from_secs(1);
-/// A home that nobody uses for so long is given up.
-const UNUSED_AFTER: Duration = Duration::from_secs(60);
+pub(crate) const KEEP_ENTRIES: u64 = 256;
 /// How long after the last read entries are still kept in memory.
 const TAIL_IDLE: Duration = Duration::from_secs(10);
 
@@ -59,30 +51,32 @@ pub struct Home {
     pub(crate) homes: Arc<Homes>,
     pub(crate) fan: Mutex<Fan>,
     pub(crate) fan_wake: Notify,
+    /// Held while the stored fan-out cursor is made or removed.
+    pub(crate) fan_cursor: tokio::sync::Mutex<()>,
     /// The fan-out follows the log; otherwise `fan.head` is moved by appends.
     pub(crate) fan_active: AtomicBool,
     /// Entries up to here were stored under earlier terms: they may have been delivered before.
     pub(crate) repeat_until: Mutex<EntryId>,
-    term: AtomicU64,
-    inner: Mutex<Inner>,
-    wake: Notify,
-    last: watch::Sender<EntryId>,
-    tail: Mutex<Tail>,
+    pub(crate) term: AtomicU64,
+    pub(crate) inner: Mutex<Inner>,
+    pub(crate) wake: Notify,
+    pub(crate) last: watch::Sender<EntryId>,
+    pub(crate) tail: Mutex<Tail>,
     born: Instant,
     /// Milliseconds after `born`.
     read_at: AtomicU64,
-    cursors_moved: AtomicBool,
-    lost: CancellationToken,
+    pub(crate) cursors_moved: AtomicBool,
+    pub(crate) lost: CancellationToken,
 }
 
-struct Inner {
-    lane: Lane<Arc<Link>>,
+pub(crate) struct Inner {
+    pub(crate) lane: Lane<Arc<Link>>,
     owners: Owners<Arc<Link>>,
     /// Who opened it.
     opened: Vec<(Arc<Link>, LaneNumber)>,
     /// Totals before the first retained entry.
-    trimmed: Totals,
-    appended_since_trim: u64,
+    pub(crate) trimmed: Totals,
+    pub(crate) appended_since_trim: u64,
 }
 
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -96,7 +90,13 @@ impl Home {
         let took = homes.store.take(key, homes.incarnation).await?;
         let tail = homes.store.read_back(key, READ_BACK).await?;
         let cursors = homes.store.cursors(key).await?;
-        let home = Arc::new(Self::new(homes, key, took, Producers::from_tail(&tail), cursors.fan));
+        let home = Arc::new(Self::new(
+            homes,
+            key,
+            took,
+            Producers::from_tail(&tail, took.trimmed == Totals::default()),
+            cursors.fan,
+        ));
         if cursors.fan.is_none() && homes.interest.any(&key.tenant) {
             home.begin_fan_out().await.map_err(|error| StoreError::Unavailable(error.to_string()))?;
         }
@@ -125,6 +125,7 @@ impl Home {
             fan_active: AtomicBool::new(fan.stored.is_some()),
             fan: Mutex::new(fan),
             fan_wake: Notify::new(),
+            fan_cursor: tokio::sync::Mutex::new(()),
             repeat_until: Mutex::new(took.last),
             term: AtomicU64::new(took.term.0),
             inner: Mutex::new(Inner {
@@ -298,7 +299,7 @@ impl Home {
     }
 
     /// Whether any link has the lane open, anybody reads, or somebody is yet to be served.
-    fn is_used(&self) -> bool {
+    pub(crate) fn is_used(&self) -> bool {
         let followed = self.homes.interest.any(&self.key.tenant) || !lock(&self.fan).is_idle();
         let inner = lock(&self.inner);
         followed || !inner.opened.is_empty() || !inner.lane.is_empty() || self.is_read()
@@ -333,160 +334,11 @@ impl Home {
         }
     }
 
-    async fn run_lane(self: Arc<Self>) {
-        let mut trimmed_at = Instant::now();
-        while !self.lost.is_cancelled() {
-            let mut screened = Screened::default();
-            let flight = lock(&self.inner).next(&mut screened);
-            self.homes.metrics.screened(screened);
-            match flight {
-                Some(flight) => self.fly(flight).await,
-                None => self.idle().await,
-            }
-            if trimmed_at.elapsed() >= TRIM_EVERY {
-                trimmed_at = Instant::now();
-                lock(&self.inner).lane.stale.sweep(trimmed_at);
-                self.trim().await;
-            }
-        }
-    }
-
-    async fn idle(&self) {
-        let trims = self.wants_trim();
-        let pause = if trims { TRIM_EVERY } else { UNUSED_AFTER };
-        tokio::select! {
-            () = self.wake.notified() => {}
-            () = self.lost.cancelled() => {}
-            () = tokio::time::sleep(pause) => if !trims && !self.is_used() {
-                self.lose("unused");
-            }
-        }
-    }
-
-    async fn fly(&self, flight: Flight<Arc<Link>>) {
-        let Some(entry) = flight.entry.clone() else {
-            let settled = lock(&self.inner).lane.stored(flight, None);
-            return settle(settled);
-        };
-        let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(1));
-        loop {
-            let started = Instant::now();
-            let span = batch_span("append");
-            span.record("records", entry.count).record("bytes", entry.records.len());
-            match self.homes.store.append(&self.key, self.term(), &entry).instrument(span).await {
-                Ok(id) => {
-                    self.homes.metrics.appended(started.elapsed(), &entry);
-                    return self.stored(flight, entry, id);
-                }
-                Err(AppendError::Fenced) => return self.lose("another router has taken the partition"),
-                Err(AppendError::Refused(reason)) => {
-                    warn!(tenant = %self.key.tenant, partition = self.key.partition, reason, "the store refuses");
-                    backoff.pause(&self.homes.seams).await;
-                }
-                Err(AppendError::Lost(reason)) => {
-                    warn!(tenant = %self.key.tenant, partition = self.key.partition, reason, "an append is in doubt");
-                    lock(&self.inner).lane.in_doubt(flight);
-                    return self.take_again().await;
-                }
-            }
-            if self.lost.is_cancelled() {
-                return;
-            }
-        }
-    }
-
-    fn stored(&self, flight: Flight<Arc<Link>>, entry: Entry, id: EntryId) {
-        if self.is_read() || self.fan_active.load(Ordering::Acquire) {
-            lock(&self.tail).push(Arc::new(StoredEntry { id, entry }));
-        } else {
-            lock(&self.tail).reset(id);
-        }
-        let mut inner = lock(&self.inner);
-        inner.appended_since_trim += 1;
-        let settled = inner.lane.stored(flight, Some(id));
-        drop(inner);
-        settle(settled);
-        {
-            let mut fan = lock(&self.fan);
-            if self.fan_active.load(Ordering::Acquire) {
-                self.fan_wake.notify_one();
-            } else {
-                fan.head = id;
-            }
-        }
-        self.last.send_replace(id);
-    }
-
-    /// Takes a new term after a lost answer, and learns from the log what was stored.
-    async fn take_again(&self) {
-        let mut backoff = Backoff::new(Duration::from_millis(20), Duration::from_secs(1));
-        while !self.lost.is_cancelled() {
-            match self.take_once().await {
-                Ok(took) if took.previous_holder == Some(self.homes.incarnation) => {
-                    info!(tenant = %self.key.tenant, partition = self.key.partition, term = took.term.0, "took the partition again");
-                    return;
-                }
-                Ok(_) => return self.lose("another router had taken the partition"),
-                Err(_) => backoff.pause(&self.homes.seams).await,
-            }
-        }
-    }
-
-    async fn take_once(&self) -> Result<Took, StoreError> {
-        let took = self.homes.store.take(&self.key, self.homes.incarnation).await?;
-        let tail = self.homes.store.read_back(&self.key, READ_BACK).await?;
-        self.term.store(took.term.0, Ordering::Release);
-        let mut inner = lock(&self.inner);
-        inner.lane.producers = Producers::from_tail(&tail);
-        inner.lane.totals = took.totals;
-        inner.trimmed = took.trimmed;
-        drop(inner);
-        let known = *self.last.borrow();
-        if known != took.last {
-            lock(&self.tail).reset(took.last);
-            let mut fan = lock(&self.fan);
-            if self.fan_active.load(Ordering::Acquire) {
-                self.fan_wake.notify_one();
-            } else {
-                fan.head = took.last;
-            }
-            drop(fan);
-            self.last.send_replace(took.last);
-        }
-        Ok(took)
-    }
-
-    fn wants_trim(&self) -> bool {
-        lock(&self.inner).appended_since_trim >= KEEP_ENTRIES_LEAST
-            || self.cursors_moved.load(Ordering::Relaxed)
-    }
-
-    async fn trim(&self) {
-        if !self.wants_trim() {
-            return;
-        }
-        self.cursors_moved.store(false, Ordering::Relaxed);
-        let keep = {
-            let mut inner = lock(&self.inner);
-            let entries = std::mem::take(&mut inner.appended_since_trim).max(1);
-            let bytes = inner.lane.totals.bytes.saturating_sub(inner.trimmed.bytes);
-            let average = (bytes / entries.max(KEEP_ENTRIES_LEAST)).max(1);
-            (KEEP_BYTES / average).clamp(KEEP_ENTRIES_LEAST, KEEP_ENTRIES)
-        };
-        let keep = Keep { entries: keep, groups: self.homes.groups(&self.key.tenant) };
-        match self.homes.store.trim(&self.key, self.term(), keep).await {
-            Ok(trimmed) => lock(&self.inner).trimmed = trimmed,
-            Err(CommitError::Fenced) => self.check_holder().await,
-            // Trimming is tried again with the next appends.
-            Err(CommitError::Store(_)) => {}
-        }
-    }
-
     fn age(&self) -> u64 {
         u64::try_from(self.born.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 
-    fn is_read(&self) -> bool {
+    pub(crate) fn is_read(&self) -> bool {
         let read_at = self.read_at.load(Ordering::Relaxed);
         read_at > 0 && self.age().saturating_sub(read_at) < TAIL_IDLE.as_millis() as u64
     }
@@ -499,7 +351,7 @@ impl Home {
 }
 
 impl Inner {
-    fn next(&mut self, screened: &mut Screened) -> Option<Flight<Arc<Link>>> {
+    pub(crate) fn next(&mut self, screened: &mut Screened) -> Option<Flight<Arc<Link>>> {
         let Self { lane, owners, .. } = self;
         lane.next(
             |client, epoch| {
@@ -511,21 +363,5 @@ impl Inner {
 
     fn backlog_full(&self, limit: u64) -> bool {
         self.lane.totals.bytes.saturating_sub(self.trimmed.bytes) > limit
-    }
-}
-
-/// Tells the links what became of their records: one lock of an outbox for each run of the same link.
-fn settle(settled: Vec<Settled<Arc<Link>>>) {
-    let as_settle = |settled: &Settled<Arc<Link>>| Settle {
-        lane: settled.lane,
-        first: settled.first,
-        count: settled.count,
-        result: settled.result.into(),
-        credit: settled.credit,
-    };
-    for run in settled.chunk_by(|a, b| a.link == b.link) {
-        if let Some(first) = run.first() {
-            first.link.settle(run.iter().map(as_settle));
-        }
     }
 }

@@ -14,7 +14,7 @@ use penstock_common::{
     registry::{Definitions, Registry, TenantDefinition},
     store::{Store, StoreError},
 };
-use tokio::sync::{Notify, OnceCell, mpsc, watch};
+use tokio::sync::{OnceCell, mpsc, watch};
 
 use crate::{
     config::RouterConfig, home::Home, home::lock, interest::Interest, lane::Held, link::Link, links::Links,
@@ -60,7 +60,6 @@ pub struct Homes {
     table: Mutex<HashMap<PartitionKey, Arc<OnceCell<Arc<Home>>>>>,
     took_over: mpsc::Sender<TookOver>,
     ingest: AtomicU64,
-    ingest_room: Notify,
 }
 
 impl Homes {
@@ -88,7 +87,6 @@ impl Homes {
             table: Mutex::default(),
             took_over,
             ingest: AtomicU64::new(0),
-            ingest_room: Notify::new(),
         };
         (Arc::new(homes), told)
     }
@@ -106,6 +104,10 @@ impl Homes {
         if home.lost().is_cancelled() {
             self.forget(home);
             return Err(StoreError::Unavailable("the partition was lost while it was opened".to_owned()));
+        }
+        // Interest that was told while the home was being made did not find it.
+        if self.interest.any(&key.tenant) && !home.fan_is_stored() {
+            home.begin_fan_out().await.map_err(|error| StoreError::Unavailable(error.to_string()))?;
         }
         Ok(Arc::clone(home))
     }
@@ -152,16 +154,14 @@ impl Homes {
         (self.config.ingest_bytes / lanes).clamp(CREDIT_LEAST, CREDIT_MOST)
     }
 
-    /// Counts records that came; while more than the budget is held, the caller waits and its link is read no further.
-    pub async fn ingest(self: &Arc<Self>, bytes: u64) -> Held {
-        loop {
-            let room = self.ingest_room.notified();
-            if self.ingest.load(Ordering::Acquire) < self.config.ingest_bytes {
-                self.ingest.fetch_add(bytes, Ordering::AcqRel);
-                return Box::new(Share { homes: Arc::clone(self), bytes });
-            }
-            room.await;
+    /// Counts records that came; None while more than the budget is held: the caller gives the lane back, so that one
+    /// tenant's stalled store stops nobody else's stream.
+    pub fn ingest(self: &Arc<Self>, bytes: u64) -> Option<Held> {
+        if self.ingest.load(Ordering::Acquire) >= self.config.ingest_bytes {
+            return None;
         }
+        self.ingest.fetch_add(bytes, Ordering::AcqRel);
+        Some(Box::new(Share { homes: Arc::clone(self), bytes }))
     }
 
     /// The router that held a partition should know; it would find out by itself at its next write.
@@ -200,6 +200,5 @@ struct Share {
 impl Drop for Share {
     fn drop(&mut self) {
         self.homes.ingest.fetch_sub(self.bytes, Ordering::AcqRel);
-        self.homes.ingest_room.notify_waiters();
     }
 }

@@ -188,16 +188,16 @@ impl<L: Clone> Lane<L> {
         let known = self.producers.known(batch.segment, batch.resent);
         let mut runs = Runs { batch, from: settled.len(), settled };
         match known {
-            Known::Stored(0) if batch.refused => {
+            Known::Fresh if batch.refused => {
                 runs.push(batch.segment.first, batch.segment.count, SettleResult::BacklogFull);
             }
-            Known::Stored(0) if self.stale.is_empty() && !batch.resent => {
+            Known::Fresh if self.stale.is_empty() && !batch.resent => {
                 joined.add_whole(batch);
                 runs.push(batch.segment.first, batch.segment.count, SettleResult::Stored);
             }
-            Known::Stored(stored) if stored == batch.segment.count => {
-                screened.duplicates += u64::from(stored);
-                runs.push(batch.segment.first, stored, SettleResult::Stored);
+            Known::Stored => {
+                screened.duplicates += u64::from(batch.segment.count);
+                runs.push(batch.segment.first, batch.segment.count, SettleResult::Stored);
             }
             known => {
                 // A malformed batch was refused when it came; one that is cut short all the same ends here.
@@ -215,18 +215,23 @@ impl<L: Clone> Lane<L> {
         runs: &mut Runs<'_, '_, L>,
         screened: &mut Screened,
     ) -> Result<(), Malformed> {
-        let (skip, undecided) = match known {
-            Known::Stored(count) => (count, false),
-            Known::Undecided => (0, true),
-        };
         for (index, frame) in (0u32..).zip(batch::frames(&batch.records)) {
             let frame = frame?;
             let number = batch.segment.first + u64::from(index);
-            if index < skip {
+            let known = match known {
+                Known::Partly => self.producers.known_one(batch.segment.producer, number, batch.resent),
+                known => known,
+            };
+            if known == Known::Stored {
                 screened.duplicates += 1;
                 runs.push(number, 1, SettleResult::Stored);
                 continue;
             }
+            if batch.refused {
+                runs.push(number, 1, SettleResult::BacklogFull);
+                continue;
+            }
+            let undecided = known == Known::Undecided;
             let head = batch::head(frame.body)?;
             let late = (batch.resent && outdated(head.client, head.epoch))
                 || self.stale.holds(head.client, head.epoch);
@@ -385,7 +390,7 @@ mod tests {
     }
 
     fn lane(complete: bool) -> Lane<char> {
-        Lane::new(Producers::from_tail(&ReadBack { entries: vec![], complete }), Totals::default())
+        Lane::new(Producers::from_tail(&ReadBack { entries: vec![], complete }, true), Totals::default())
     }
 
     fn topics(entry: &Entry) -> Vec<String> {

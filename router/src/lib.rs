@@ -9,6 +9,7 @@
 //! What decides who may write is the term ([`penstock_common::store`]); membership only shrinks by two witnesses
 //! ([`presence`]).
 
+pub mod append;
 pub mod batch;
 pub mod bootstrap;
 pub mod config;

@@ -34,6 +34,8 @@ use crate::{
 pub const CONTROL_QUEUE: usize = 16_384;
 /// Pushes that may wait for their result on one link.
 const PUSHES: usize = 65_536;
+/// Bytes that may wait for a link before pushes to it are refused.
+const PUSH_BYTES: usize = 16 << 20;
 /// Kicks that may wait to be confirmed by one link.
 const KICKS: usize = 65_536;
 /// Control messages that may wait for one lane to open.
@@ -168,16 +170,16 @@ impl Link {
         }
     }
 
-    /// Records came; returns what is unsettled with them, bytes.
-    pub fn came(&self, bytes: usize) -> u64 {
-        self.unsettled.fetch_add(bytes as u64, Ordering::Relaxed) + bytes as u64
+    /// Records came; None when more than `limit` bytes would be unsettled. What is returned gives them back when dropped.
+    pub fn came(self: &Arc<Self>, bytes: u64, limit: u64) -> Option<Unsettled> {
+        let before = self.unsettled.fetch_add(bytes, Ordering::AcqRel);
+        let own = Unsettled { link: Arc::clone(self), bytes };
+        (before < limit).then_some(own)
     }
 
     /// Tells the shard what became of its records.
     pub fn settle(&self, settles: impl Iterator<Item = Settle>) {
-        let mut credit = 0;
-        self.data.settle(settles.inspect(|settle| credit += settle.credit));
-        self.unsettled.fetch_sub(credit, Ordering::Relaxed);
+        self.data.settle(settles);
     }
 
     /// The link is usable for fan-out: open, with its snapshot.
@@ -225,7 +227,8 @@ impl Link {
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         let (sender, receiver) = oneshot::channel();
         let mut pushes = lock(&self.pushes);
-        if self.closed.is_cancelled() || pushes.len() >= PUSHES {
+        let full = pushes.len() >= PUSHES || self.data.waiting() > PUSH_BYTES;
+        if self.closed.is_cancelled() || full {
             return Err(Closed);
         }
         pushes.insert(id, sender);
@@ -331,6 +334,11 @@ impl Link {
         }
     }
 
+    /// Whether any lane is being opened: its owners are not known yet.
+    pub fn opens_lanes(&self) -> bool {
+        lock(&self.lanes).values().any(|slot| matches!(slot, LaneSlot::Opening(_)))
+    }
+
     /// How many lanes are open or opening.
     pub fn lanes(&self) -> usize {
         lock(&self.lanes).len()
@@ -349,6 +357,18 @@ impl Link {
         *lock(&self.deliveries) = Deliveries::default();
         lock(&self.lanes).clear();
         true
+    }
+}
+
+/// Bytes that came on a link and are not settled.
+pub struct Unsettled {
+    link: Arc<Link>,
+    bytes: u64,
+}
+
+impl Drop for Unsettled {
+    fn drop(&mut self) {
+        self.link.unsettled.fetch_sub(self.bytes, Ordering::AcqRel);
     }
 }
 

@@ -22,6 +22,8 @@ pub struct Outbox {
 struct Inner {
     settles: Vec<Settle>,
     queue: VecDeque<Kind>,
+    /// Bytes of records and payloads in `queue`.
+    bytes: usize,
     closed: bool,
     waker: Option<Waker>,
 }
@@ -44,9 +46,15 @@ impl Outbox {
         if inner.closed {
             return Err(Closed);
         }
+        inner.bytes += weight(&message);
         inner.queue.push_back(message);
         wake(inner);
         Ok(())
+    }
+
+    /// Bytes of records and payloads that the stream has not taken.
+    pub fn waiting(&self) -> usize {
+        self.lock().bytes
     }
 
     /// Ends the stream.
@@ -55,11 +63,20 @@ impl Outbox {
         inner.closed = true;
         inner.settles.clear();
         inner.queue.clear();
+        inner.bytes = 0;
         wake(inner);
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn weight(kind: &Kind) -> usize {
+    match kind {
+        Kind::Deliver(deliver) => deliver.records.len(),
+        Kind::Push(push) => push.payload.len(),
+        Kind::Settles(_) | Kind::LaneLost(_) | Kind::Overrun(_) => 0,
     }
 }
 
@@ -80,7 +97,9 @@ impl Stream for Outgoing {
     fn poll_next(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let mut inner = self.0.lock();
         let kind = if inner.settles.is_empty() {
-            inner.queue.pop_front()
+            let next = inner.queue.pop_front();
+            inner.bytes -= next.as_ref().map_or(0, weight);
+            next
         } else {
             Some(Kind::Settles(Settles { settles: std::mem::take(&mut inner.settles) }))
         };

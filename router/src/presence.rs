@@ -138,10 +138,18 @@ fn gateways(
     (gateways, shards.into())
 }
 
-async fn answers(member: &Member) -> bool {
+fn link_address(member: &Member) -> Option<&str> {
     match &member.kind {
-        MemberKind::Router { link, .. } => net::connect(link, PROBE_LIMIT).await.is_ok(),
-        MemberKind::Gateway { .. } => false,
+        MemberKind::Router { link, .. } => Some(link),
+        MemberKind::Gateway { .. } => None,
+    }
+}
+
+/// A router that began anew at the same address answers as well: ask only while nobody else is registered there.
+async fn answers(member: &Member) -> bool {
+    match link_address(member) {
+        Some(link) => net::connect(link, PROBE_LIMIT).await.is_ok(),
+        None => false,
     }
 }
 

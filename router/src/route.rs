@@ -90,7 +90,9 @@ impl Homes {
     fn absence_is_certain(&self) -> bool {
         let view = presence::view(self);
         self.presence.shards().iter().all(|shard| {
-            let synced = |link: Arc<Link>| link.synced.load(std::sync::atomic::Ordering::Acquire) == view;
+            let synced = |link: Arc<Link>| {
+                link.synced.load(std::sync::atomic::Ordering::Acquire) == view && !link.opens_lanes()
+            };
             self.links.shard(shard).is_some_and(synced)
         })
     }

@@ -6,8 +6,8 @@ use std::{pin::Pin, sync::Arc, time::Duration};
 use futures::Stream;
 use penstock_common::store::Segment;
 use penstock_proto::link::{
-    Append, ControlDown, ControlUp, DataDown, DataUp, Heartbeat, Hello, Welcome, control_down, control_up,
-    data_up, link_server,
+    Append, ControlDown, ControlUp, DataDown, DataUp, Heartbeat, Hello, LaneLost, Welcome, control_down,
+    control_up, data_down, data_up, link_server,
 };
 use tokio::{sync::mpsc, time::MissedTickBehavior};
 use tokio_stream::wrappers::ReceiverStream;
@@ -18,6 +18,7 @@ use crate::{
     batch,
     control::{self, Authenticator},
     fan::ShardId,
+    home::Home,
     homes::Homes,
     lane::Batch,
     link::{CONTROL_QUEUE, Link},
@@ -133,6 +134,8 @@ impl LinkServer {
         info!(gateway = %link.node_id, incarnation = format!("{:x}", link.shard.gateway), shard = link.shard.shard,
             reason, "a link is closed");
         self.homes.link_closed(&link);
+        // What was read after another link of the shard had closed this one.
+        self.homes.interest.forget(link.number);
     }
 
     fn begin(
@@ -206,7 +209,7 @@ async fn run_data(homes: &Arc<Homes>, link: &Arc<Link>, mut inbound: Streaming<D
         link.heard();
         match kind {
             Some(data_up::Kind::Append(append)) => {
-                if let Err(why) = receive(homes, link, append).await {
+                if let Err(why) = receive(homes, link, append) {
                     warn!(gateway = %link.node_id, shard = link.shard.shard, why, "a link is closed");
                     return why;
                 }
@@ -219,7 +222,7 @@ async fn run_data(homes: &Arc<Homes>, link: &Arc<Link>, mut inbound: Streaming<D
 }
 
 /// Takes a batch into its lane.
-async fn receive(homes: &Arc<Homes>, link: &Arc<Link>, append: Append) -> Result<(), &'static str> {
+fn receive(homes: &Arc<Homes>, link: &Arc<Link>, append: Append) -> Result<(), &'static str> {
     let Some(home) = link.lane(append.lane) else {
         // The lane was lost: the shard has been told, and sends the batch to the present home.
         return Ok(());
@@ -227,12 +230,12 @@ async fn receive(homes: &Arc<Homes>, link: &Arc<Link>, append: Append) -> Result
     if append.first == 0 || append.count == 0 || batch::count(&append.records) != Ok(append.count) {
         return Err("a batch does not hold what it says");
     }
-    let limit = homes.config.ingest_bytes.saturating_mul(2);
-    if link.came(append.records.len()) > limit {
+    let bytes = append.records.len() as u64;
+    let (Some(held), Some(own)) = (homes.ingest(bytes), link.came(bytes, homes.config.ingest_bytes)) else {
         homes.metrics.overruns.inc();
-        return Err("the shard sent far more than its credit");
-    }
-    let held = homes.ingest(append.records.len() as u64).await;
+        give_back(link, append.lane, &home);
+        return Ok(());
+    };
     home.accept(Batch {
         link: Arc::clone(link),
         lane: append.lane,
@@ -241,7 +244,16 @@ async fn receive(homes: &Arc<Homes>, link: &Arc<Link>, append: Append) -> Result
         resent: append.resent,
         first_received_at: append.first_received_at,
         refused: false,
-        held: Some(held),
+        held: Some(Box::new((held, own))),
     });
     Ok(())
+}
+
+/// More is held than the budget allows: the shard opens the lane again later, and sends what is unsettled then.
+fn give_back(link: &Arc<Link>, lane: u32, home: &Home) {
+    link.close_lane(lane);
+    home.closed(link, lane);
+    let lost = LaneLost { lane, reason: "too much waits for the store".to_owned() };
+    // A closed link needs no word.
+    let _ = link.data.send(data_down::Kind::LaneLost(lost));
 }

@@ -87,10 +87,19 @@ pub fn read(reader: &mut Reader) -> Standalone {
         node_id,
         wishes: Wishes {
             demo: !reader.switch("no-demo"),
-            demo_password: reader.secret_variable("demo-password"),
-            admin_password: reader.secret_variable(router_settings::ADMIN_PASSWORD.flag),
+            demo_password: one_line(reader, "demo-password"),
+            admin_password: one_line(reader, router_settings::ADMIN_PASSWORD.flag),
         },
     }
+}
+
+/// A password that fits on a line of the file of credentials.
+fn one_line(reader: &mut Reader, name: &str) -> Option<Secret> {
+    let secret = reader.secret_variable(name)?;
+    if secret.expose().contains(['\n', '\r']) {
+        reader.fault(name, "a password is one line");
+    }
+    Some(secret)
 }
 
 /// Runs until the drain is over.

@@ -45,7 +45,9 @@ pub fn mosquitto(
     arguments: &[&str],
 ) -> Command {
     let (host, port) = target.split_once(':').expect("host:port");
-    let mut command = Command::new(program);
+    // Into a pipe they would print only when their buffer is full.
+    let mut command = Command::new("stdbuf");
+    command.args(["-oL", program]);
     command.args(["-h", host, "-p", port, "-i", client, "-u", &tenant.device(), "-P", &tenant.password]);
     command.args(["-V", "mqttv311"]).args(arguments);
     command

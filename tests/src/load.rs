@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use penstock_client::{Client, GroupSpec};
 use penstock_loadtest::{
-    fleet::{Fleet, FleetConfig},
+    fleet::{Fleet, FleetConfig, Subscriber, SubscriberConfig},
     ledger::{Ledger, ReaderId},
     readers::GroupReader,
     verdict::Verdict,
@@ -26,15 +26,41 @@ pub struct Load {
     group: GroupReader,
     client: Client,
     publishers: u64,
+    watcher: Option<(Subscriber, ReaderId)>,
 }
 
 impl Load {
-    /// Starts, and waits until every publisher is connected and messages are acknowledged.
-    pub async fn start(client: Client, targets: Vec<String>, tenant: &TestTenant) -> Self {
+    /// As `start`, with a subscriber of QoS 1 that must see everything, too. For faults that devices don't see: a clean
+    /// session that reconnects has missed what came meanwhile.
+    pub async fn watched(client: Client, targets: Vec<String>, tenant: &TestTenant) -> Self {
+        let ledger = Ledger::new();
+        let reader = ledger.reader(&tenant.name);
+        let subscriber = SubscriberConfig {
+            targets: targets.clone(),
+            username: tenant.device(),
+            password: tenant.password.clone(),
+            client_id: "watcher".into(),
+            filters: vec!["load/#".into()],
+            qos: 1,
+            keep_alive: Duration::from_secs(60),
+        };
+        let mut subscriber = Subscriber::start(subscriber, &ledger, reader);
+        assert!(subscriber.subscribed(UNDER_WAY).await, "no SUBACK: {:?}", subscriber.counters());
+        let mut own = Self::over(client, Self::config(targets, tenant), &ledger).await;
+        own.watcher = Some((subscriber, reader));
+        own
+    }
+
+    fn config(targets: Vec<String>, tenant: &TestTenant) -> FleetConfig {
         let mut config = FleetConfig::new(targets, &tenant.name, &tenant.device(), &tenant.password);
         config.publishers = 20;
-        config.rate = Some(25.0);
-        Self::with(client, config).await
+        config.rate = Some(50.0);
+        config
+    }
+
+    /// Starts, and waits until every publisher is connected and messages are acknowledged.
+    pub async fn start(client: Client, targets: Vec<String>, tenant: &TestTenant) -> Self {
+        Self::with(client, Self::config(targets, tenant)).await
     }
 
     /// With publishers of the test's own.
@@ -50,7 +76,7 @@ impl Load {
         let group = GroupReader::start(&client, GROUP, 1_000, &ledger, reader);
         let publishers = config.publishers;
         let fleet = Fleet::start(config, &ledger);
-        let load = Self { ledger, reader, fleet, group, client, publishers };
+        let load = Self { ledger, reader, fleet, group, client, publishers, watcher: None };
         load.all_connected(UNDER_WAY).await;
         load.progress(publishers, UNDER_WAY).await;
         load
@@ -90,6 +116,16 @@ impl Load {
             eventually("all is seen", limit * 2, || async move { ledger.complete(reader).then_some(()) }),
         );
         let complete = complete.await.is_ok();
+        if let Some((subscriber, watcher)) = &self.watcher {
+            let (watcher, broken) = (*watcher, load(&subscriber.counters().broken));
+            let all = eventually("the subscriber has everything", limit * 2, || async move {
+                ledger.complete(watcher).then_some(())
+            });
+            let complete = tokio::time::timeout(limit, all).await.is_ok();
+            let verdict = ledger.verdict(watcher);
+            eprintln!("subscriber: {verdict}");
+            assert!(complete && verdict.balanced(), "subscriber (broken {broken} times): {verdict}");
+        }
         let lag = self.client.group(GROUP).await.map(|status| status.lag());
         self.group.stop().await.expect("the group's consumer ends well");
         let verdict = self.ledger.verdict(self.reader);

@@ -28,12 +28,12 @@ async fn any_client_on_any_gateway_reaches_any_consumer_on_any_router() {
     let _alone = alone().await;
     let cluster = Cluster::start(2, 2).await;
     let tenant = cluster.tenant("acme").await;
-    cluster.client(&tenant).create_group(&GroupSpec::new("g").filter("t/#")).await.unwrap();
+    cluster.client(&tenant).create_group(&GroupSpec::new("g").filter("data/#")).await.unwrap();
     for (at, target) in cluster.targets().iter().enumerate() {
         // Enough clients for every partition, so that both routers are homes.
         for client in 0..12 {
             let mut device = Device::connect(target, &tenant, &format!("d-{at}-{client}")).await.unwrap();
-            device.publish(&format!("t/{at}/{client}"), "hello").await.unwrap();
+            device.publish(&format!("data/{at}/{client}"), "hello").await.unwrap();
         }
     }
     for server in cluster.servers() {

@@ -91,6 +91,27 @@ async fn a_crash_loses_nothing_that_was_acknowledged_and_groups_go_on() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_group_goes_on_where_it_was_after_a_drain() {
+    let _alone = alone().await;
+    let mut penstock = Penstock::start().await;
+    app(&penstock, &["group", "create", "g"]).await.fine();
+    for payload in ["1", "2", "3"] {
+        publish(&penstock, "sensor-1", "sensors/1", payload).await;
+    }
+    let one = ["consume", "--group", "g", "--json", "--count", "1", "--timeout", "20s"];
+    assert_eq!(objects(&app(&penstock, &one).await.fine())[0]["payload"], "1");
+    penstock.program.drain().await;
+    penstock.program.start().await;
+    publish(&penstock, "sensor-1", "sensors/1", "4").await;
+    let rest = ["consume", "--group", "g", "--json", "--count", "3", "--timeout", "20s"];
+    let messages = objects(&app(&penstock, &rest).await.fine());
+    let payloads: Vec<_> = messages.iter().map(|message| message["payload"].as_str().unwrap()).collect();
+    assert_eq!(payloads, ["2", "3", "4"]);
+    let shown = objects(&app(&penstock, &["group", "show", "g", "--json"]).await.fine());
+    assert_eq!((&shown[0]["name"], &shown[0]["lag"]), (&Value::from("g"), &Value::from(0)), "{shown:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn wrong_credentials_are_refused_at_both_doors() {
     let _alone = alone().await;
     let penstock = Penstock::start().await;

@@ -71,7 +71,7 @@ async fn paho_publishes_subscribes_and_leaves_a_will() {
     let (target, demo) = (penstock.target(), penstock.demo());
     let (host, port) = target.split_once(':').unwrap();
     let mut paho = Command::new(environment.join("bin/python"));
-    paho.arg(concat!(env!("CARGO_MANIFEST_DIR"), "/paho.py")).args([
+    paho.arg(concat!(env!("CARGO_MANIFEST_DIR"), "/device_with_paho.py")).args([
         host,
         port,
         &demo.device(),

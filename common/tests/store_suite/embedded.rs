@@ -1,5 +1,8 @@
 //! What only the embedded store can do wrong: share its directory, open a damaged one, answer before it synced.
 
+// A child process of this test is told its directory by a variable.
+#![allow(clippy::disallowed_methods)]
+
 use std::{
     io::{BufRead, BufReader},
     process::{Command, Stdio},

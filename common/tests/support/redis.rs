@@ -1,5 +1,8 @@
 //! A Redis server of a test's own: a child process on a free port with a directory of its own, killed when dropped.
 
+// Child processes live in real time: conditions are polled with a deadline.
+#![allow(clippy::disallowed_methods)]
+
 use std::{
     io::{Read, Write},
     net::{TcpListener, TcpStream},

@@ -164,6 +164,12 @@ impl Connections {
             .collect()
     }
 
+    /// Connections of a tenant. Looks at every connection of the shard.
+    pub(crate) fn of_tenant(&self, tenant: &TenantName) -> impl Iterator<Item = ConnectionKey> {
+        let of = |key: &ConnectionKey| self.identity(*key).is_some_and(|it| it.tenant == *tenant);
+        self.keys().into_iter().filter(of)
+    }
+
     /// Keys of all connections.
     pub(crate) fn keys(&self) -> Vec<ConnectionKey> {
         let key = |(slot, (life, _)): (usize, &(u32, Connection))| ConnectionKey {

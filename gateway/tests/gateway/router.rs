@@ -45,6 +45,8 @@ pub struct Inner {
     control: Senders<ControlDown>,
     data: Senders<DataDown>,
     pub authenticated: AtomicU64,
+    /// Epoch that provisional ones supersede; 0: none.
+    pub superseded: AtomicU64,
 }
 
 pub struct Router {
@@ -69,6 +71,7 @@ impl Router {
             control: Mutex::default(),
             data: Mutex::default(),
             authenticated: AtomicU64::new(0),
+            superseded: AtomicU64::new(0),
         });
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
@@ -209,7 +212,8 @@ impl Inner {
             }
             Up::ClaimProvisional(claim) => {
                 let epoch = 1_000 + claim.id;
-                Down::ProvisionalEpoch(link::ProvisionalEpoch { id: claim.id, epoch, superseded: 0 })
+                let superseded = self.superseded.load(Ordering::SeqCst);
+                Down::ProvisionalEpoch(link::ProvisionalEpoch { id: claim.id, epoch, superseded })
             }
             Up::Authenticate(asked) => {
                 self.authenticated.fetch_add(1, Ordering::SeqCst);

@@ -132,3 +132,32 @@ async fn a_kick_that_overtakes_the_claims_answer_still_closes_the_connection() {
     assert_eq!(kicked(&mut router).await, 9);
     assert_eq!(setup.registry.owned(&client_key("c1")).unwrap().1, newer);
 }
+
+#[tokio::test]
+async fn a_provisional_connection_takes_over_from_the_older_one_on_its_own_shard() {
+    let router = Router::start(1).await;
+    let setup = Setup::new(&[&router]).await;
+    let mut half_open = Client::connect(setup.address, "c1").await;
+    let (_, epoch) = setup.registry.owned(&client_key("c1")).unwrap();
+    setup.registry.away.store(true, Ordering::SeqCst);
+    router.inner.superseded.store(epoch.0, Ordering::SeqCst);
+    let mut new = Client::connect(setup.address, "c1").await;
+    half_open.expect_closed().await;
+    new.expect_silence().await;
+    let [(client, _, superseded)] = &setup.registry.adopted()[..] else { panic!("adopted once") };
+    assert_eq!((client, *superseded), (&client_key("c1"), Some(epoch)));
+}
+
+#[tokio::test]
+async fn a_provisional_connection_does_not_close_one_that_the_home_does_not_supersede() {
+    let router = Router::start(1).await;
+    let setup = Setup::new(&[&router]).await;
+    let mut newer = Client::connect(setup.address, "c1").await;
+    let (_, epoch) = setup.registry.owned(&client_key("c1")).unwrap();
+    setup.registry.away.store(true, Ordering::SeqCst);
+    router.inner.superseded.store(epoch.0 - 1, Ordering::SeqCst);
+    let mut late = Client::dial(setup.address).await;
+    late.say_connect("c1", "acme/device", "secret").await;
+    late.expect_closed().await;
+    newer.expect_silence().await;
+}

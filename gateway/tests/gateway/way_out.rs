@@ -3,6 +3,7 @@
 use std::sync::atomic::Ordering;
 
 use mqttbytes::{QoS, v4::SubscribeReasonCode};
+use penstock_common::registry::OwnershipEvent;
 use penstock_proto::{
     link::{self, PushStatus, control_down, control_up, data_down, data_up},
     record::{Record, RecordBatch},
@@ -10,7 +11,7 @@ use penstock_proto::{
 use prost::Message;
 
 use crate::{
-    client::Client,
+    client::{Client, PATIENCE},
     router::{Router, Seen},
     setup::{Setup, client_key},
 };
@@ -179,6 +180,33 @@ async fn a_push_tells_what_became_of_it() {
 }
 
 #[tokio::test]
+async fn a_push_reaches_a_client_whose_renewed_epoch_the_home_does_not_know_yet() {
+    let mut router = Router::start(1).await;
+    let setup = Setup::new(&[&router]).await;
+    let mut client = Client::connect(setup.address, "c1").await;
+    client.subscribe(1, &[("cmd/#", QoS::AtLeastOnce)]).await;
+    client.expect_suback().await;
+    let (owner, old) = setup.registry.owned(&client_key("c1")).unwrap();
+    router.hold().settles.store(true, Ordering::SeqCst);
+    client.publish("a", 1, b"unsettled under the older epoch").await;
+    router.expect_append().await;
+    let new = setup.registry.steal(&client_key("c1"), owner);
+    setup.registry.tell(OwnershipEvent::Renewed { shard: 0, client: client_key("c1"), old, new }).await;
+    let renewed = async {
+        for id in 1.. {
+            router.data(push(id, "c1", new.0, "cmd/a", 0)).await;
+            if push_result(&mut router).await.status() == PushStatus::Routed {
+                break;
+            }
+        }
+    };
+    tokio::time::timeout(PATIENCE, renewed).await.expect("never renewed");
+    router.data(push(0, "c1", old.0, "cmd/a", 0)).await;
+    let result = push_result(&mut router).await;
+    assert_eq!((result.id, result.status()), (0, PushStatus::Routed));
+}
+
+#[tokio::test]
 async fn an_overrun_closes_whoever_may_have_missed_something() {
     let router = Router::start(1).await;
     let setup = Setup::new(&[&router]).await;
@@ -192,4 +220,24 @@ async fn an_overrun_closes_whoever_may_have_missed_something() {
     router.data(data_down::Kind::Overrun(overrun)).await;
     one.expect_closed().await;
     zero.expect_silence().await;
+}
+
+#[tokio::test]
+async fn an_overrun_without_a_topic_closes_every_session_of_the_tenant_that_counts_on_qos_1() {
+    let router = Router::start(1).await;
+    let setup = Setup::new(&[&router]).await;
+    let mut one = Client::connect(setup.address, "c1").await;
+    one.subscribe(1, &[("z", QoS::AtMostOnce), ("a/+", QoS::AtLeastOnce)]).await;
+    one.expect_suback().await;
+    let mut zero = Client::connect(setup.address, "c2").await;
+    zero.subscribe(1, &[("a/+", QoS::AtMostOnce)]).await;
+    zero.expect_suback().await;
+    let (mut other, _) = Client::try_connect(setup.address, "c1", "small/device", "secret").await;
+    other.subscribe(1, &[("a/+", QoS::AtLeastOnce)]).await;
+    other.expect_suback().await;
+    let overrun = link::Overrun { tenant: "acme".into(), topic: "".into() };
+    router.data(data_down::Kind::Overrun(overrun)).await;
+    one.expect_closed().await;
+    zero.expect_silence().await;
+    other.expect_silence().await;
 }

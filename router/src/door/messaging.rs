@@ -199,7 +199,8 @@ impl Consuming {
                 () = self.hands.relief(), if self.held.is_some() && self.ready.is_none() => {}
                 request = self.requests.message() => match request {
                     Ok(Some(request)) => self.request(request).await,
-                    Ok(None) | Err(_) => return,
+                    // The stream's end tells the consumer that its last acks are taken.
+                    Ok(None) | Err(_) => return self.partitions.leave().await,
                 },
                 changed = definitions.changed() => {
                     if changed.is_err() {

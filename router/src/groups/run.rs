@@ -172,6 +172,10 @@ impl Run {
                 Turn::Defined => break Ended::Deleted,
                 Turn::Lost => break Ended::Lost,
             }
+            // What a consumer said before it went is heard first: otherwise others get what is done.
+            while let Ok(command) = self.received.try_recv() {
+                self.obey(command);
+            }
             self.drop_gone();
             if self.consumers.is_empty() && self.close().await {
                 return;

@@ -1,6 +1,9 @@
 //! The processes under load: ours and the peers, each pinned to the first core, each ended by handle. What they cost is read
 //! from /proc.
 
+// Child processes live in real time: conditions are polled with a deadline.
+#![allow(clippy::disallowed_methods)]
+
 use std::{
     fs::{self, File},
     net::{SocketAddr, TcpListener, TcpStream},

@@ -7,12 +7,12 @@ use penstock_tests::{
     wait::{alone, lasting},
 };
 
-use crate::under_load::{RECOVERY, start};
+use crate::under_load::{RECOVERY, start_watched};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn kill_etcd_for_20_seconds() {
     let _alone = alone().await;
-    let (mut cluster, tenant, load) = start().await;
+    let (mut cluster, tenant, load) = start_watched().await;
     cluster.etcd.kill().await;
     load.progress(200, RECOVERY).await;
     let mut devices = Vec::new();

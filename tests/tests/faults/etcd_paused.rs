@@ -9,22 +9,27 @@ use penstock_tests::{
     wait::{alone, lasting},
 };
 
-use crate::under_load::{RECOVERY, start};
+use crate::under_load::{RECOVERY, start_watched};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn pause_etcd_past_the_leases_while_publishing_and_connecting() {
     let _alone = alone().await;
-    let (mut cluster, tenant, load) = start().await;
+    let (mut cluster, tenant, load) = start_watched().await;
     cluster.etcd.pause();
     let targets = cluster.targets();
     let mut late = Device::connect(&targets[0], &tenant, "late").await.unwrap();
     late.publish("late", "hello").await.unwrap();
+    // Taking over works meanwhile, too: by the home, with provisional epochs.
+    let mut fought = Device::connect(&targets[0], &tenant, "fought").await.unwrap();
+    let mut winner = Device::connect(&targets[1], &tenant, "fought").await.unwrap();
+    fought.closed().await;
     lasting(LEASE + LEASE / 2).await;
     load.progress(200, RECOVERY).await;
     cluster.etcd.wake().await;
     load.progress(500, RECOVERY).await;
     cluster.linked().await;
     late.publish("late", "still here").await.unwrap();
+    winner.publish("late", "still here").await.unwrap();
     late.subscribe("commands", QoS::AtLeastOnce).await;
     let pusher = cluster.client(&tenant).pusher();
     let push = Push::new("commands", "x").client("late").qos(1).wait(RECOVERY);

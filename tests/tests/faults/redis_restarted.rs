@@ -2,12 +2,12 @@
 
 use penstock_tests::wait::alone;
 
-use crate::under_load::{RECOVERY, start};
+use crate::under_load::{RECOVERY, start_watched};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn restart_redis_under_load() {
     let _alone = alone().await;
-    let (mut cluster, _tenant, load) = start().await;
+    let (mut cluster, _tenant, load) = start_watched().await;
     cluster.redis.terminate().await;
     cluster.redis.restart().await;
     load.progress(500, RECOVERY).await;
@@ -18,7 +18,7 @@ async fn restart_redis_under_load() {
 #[tokio::test(flavor = "multi_thread")]
 async fn kill_redis_under_load() {
     let _alone = alone().await;
-    let (mut cluster, _tenant, load) = start().await;
+    let (mut cluster, _tenant, load) = start_watched().await;
     cluster.redis.kill().await;
     cluster.redis.restart().await;
     load.progress(500, RECOVERY).await;

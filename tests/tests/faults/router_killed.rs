@@ -2,12 +2,12 @@
 
 use penstock_tests::wait::alone;
 
-use crate::under_load::{RECOVERY, start};
+use crate::under_load::{RECOVERY, start_watched};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn kill_each_router_in_turn() {
     let _alone = alone().await;
-    let (mut cluster, _tenant, load) = start().await;
+    let (mut cluster, _tenant, load) = start_watched().await;
     for at in [0, 1] {
         cluster.routers[at].kill().await;
         load.progress(500, RECOVERY).await;

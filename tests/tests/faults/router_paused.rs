@@ -4,12 +4,12 @@ use std::time::Duration;
 
 use penstock_tests::wait::{alone, lasting};
 
-use crate::under_load::{RECOVERY, start};
+use crate::under_load::{RECOVERY, start_watched};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn pause_each_router_and_wake_it() {
     let _alone = alone().await;
-    let (mut cluster, _tenant, load) = start().await;
+    let (mut cluster, _tenant, load) = start_watched().await;
     for at in [0, 1] {
         cluster.routers[at].child().pause();
         lasting(Duration::from_secs(15)).await;

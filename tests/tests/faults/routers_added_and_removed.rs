@@ -2,12 +2,12 @@
 
 use penstock_tests::wait::alone;
 
-use crate::under_load::{RECOVERY, start};
+use crate::under_load::{RECOVERY, start_watched};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn scale_out_and_in_under_load() {
     let _alone = alone().await;
-    let (mut cluster, _tenant, load) = start().await;
+    let (mut cluster, _tenant, load) = start_watched().await;
     cluster.add_router().await;
     cluster.linked().await;
     load.progress(500, RECOVERY).await;
