@@ -6,6 +6,7 @@ pub mod auth;
 pub mod cluster;
 pub mod groups;
 pub mod messaging;
+pub mod receipts;
 pub mod status;
 
 use std::sync::Arc;
@@ -38,6 +39,8 @@ pub struct Inside {
     pub registry: Arc<dyn Registry>,
     /// Wall time and randomness.
     pub seams: Seams,
+    /// Counts of what pushes came to.
+    pub receipts: receipts::Receipts,
 }
 
 impl Inside {

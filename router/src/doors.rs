@@ -17,8 +17,14 @@ use crate::{
         admin::AdminService,
         auth::{Auth, DoorConfig},
         messaging::MessagingService,
+        receipts::Receipts,
     },
-    groups::serve::Serving,
+    groups::{
+        home::PartitionHome,
+        metrics::Lags,
+        serve::Serving,
+        survey::{HomesNow, Survey},
+    },
     homes::{Homes, TookOver},
     peer::PeerService,
     peers::{PeerError, Peers},
@@ -61,10 +67,24 @@ impl Doors {
             store: Arc::clone(&homes.store),
             registry: Arc::clone(&homes.registry),
             seams: homes.seams.clone(),
+            receipts: Receipts::default(),
         };
         let config = DoorConfig { plain_passwords: homes.config.plain_passwords };
         let auth = Auth::new(Arc::clone(&verifier), config);
         Ok(Self { inside, verifier, auth })
+    }
+
+    /// Registers the metrics of groups and receipts. What is returned shows the lag of groups, once it is run.
+    pub fn watch(&self, homes: &Arc<Homes>, metrics: &mut prometheus_client::registry::Registry) -> Survey {
+        let (inside, lags) = (&self.inside, Lags::default());
+        inside.receipts.register(metrics);
+        inside.serving.records.register(metrics);
+        lags.register(metrics);
+        let homes = Arc::clone(homes);
+        let all: HomesNow = Box::new(move || {
+            homes.all(None).into_iter().map(|home| home as Arc<dyn PartitionHome>).collect()
+        });
+        Survey::new(Arc::clone(&inside.serving), Arc::clone(&inside.store), inside.seams.clone(), all, lags)
     }
 
     /// Links and peers.

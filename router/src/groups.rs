@@ -1,6 +1,6 @@
 //! Groups: durable readers of a tenant's logs. [`dispatch`] decides which consumer gets which record (pure), [`cursor`]
 //! keeps what is done of an entry, [`serve`] serves groups from the homes of this router, [`home`] says
-//! what it asks of a home. Joining the partitions of a tenant for one consumer is the job of [`crate::consume`].
+//! what it asks of a home, [`survey`] shows in [`metrics`] how far they are behind. Joining the partitions of a tenant for one consumer is the job of [`crate::consume`].
 
 pub mod book;
 pub mod chunks;
@@ -10,6 +10,8 @@ pub mod dispatch;
 pub mod held;
 pub mod home;
 pub mod lag;
+pub mod metrics;
 mod run;
 pub mod serve;
 pub mod served;
+pub mod survey;

@@ -88,14 +88,15 @@ impl Router {
                 grpc: config.grpc_advertise.clone().unwrap_or_else(|| grpc_address.to_string()),
             },
         };
-        let metrics = Metrics::new(metrics);
-        let (homes, took_over) = Homes::new(config, incarnation, store, registry, seams, metrics);
+        let own = Metrics::new(metrics);
+        let (homes, took_over) = Homes::new(config, incarnation, store, registry, seams, own);
         let doors = Doors::new(&homes, took_over)?;
         let (stop_links, stop_doors) = (CancellationToken::new(), CancellationToken::new());
         let serving = vec![
             serve(doors.inside(&homes), link, stop_links.clone()),
             serve(doors.outside(), grpc, stop_doors.clone()),
             tokio::spawn(presence::follow(Arc::clone(&homes), stop_links.clone())),
+            tokio::spawn(doors.watch(&homes, metrics).run()),
         ];
         homes.registry.join(member).await?;
         announce("link", link_address);

@@ -13,7 +13,7 @@ use penstock_common::{
     store::{CursorChange, Entry, GroupCursor, OpenEntry, StoredEntry, Totals},
 };
 use penstock_proto::record::{Record, RecordBatch};
-use penstock_router::groups::dispatch::{Dispatch, HandOut};
+use penstock_router::groups::dispatch::{Dispatch, HandOut, Tally};
 use proptest::prelude::*;
 use prost::Message;
 
@@ -369,7 +369,7 @@ fn unread_bytes_are_passed_and_counted() {
     dispatch.join(1, 10, 60_000);
     dispatch.offer(&Arc::new(broken));
     assert!(dispatch.pump(0).is_empty());
-    assert_eq!(dispatch.take_unreadable(), 3);
+    assert_eq!(dispatch.take_tally().unreadable, 3);
     assert_eq!(dispatch.standing().done_up_to, EntryId::new(1, 1));
 }
 
@@ -390,4 +390,36 @@ fn the_look_ahead_is_bounded() {
     assert_eq!(offered, 10);
     dispatch.ack(log[0].id, 0, 1_000);
     assert!(dispatch.wants());
+}
+
+#[test]
+fn what_is_done_with_records_is_counted_once() {
+    let log = log(&[vec![(0, true), (1, false), (2, true)], vec![(0, true)]]);
+    let mut dispatch = Dispatch::new(vec![b"in/#".to_vec()], GroupCursor::default());
+    dispatch.join(1, 10, ACK_TIMEOUT);
+    log.iter().for_each(|entry| dispatch.offer(entry));
+    dispatch.pump(0);
+    assert_eq!(dispatch.take_tally(), Tally { handed_out: 3, filtered: 1, ..Tally::default() });
+    dispatch.nack(log[0].id, 0, 3, 0, 0);
+    // Acked before they go out again, and twice: counted once, and neither nacked nor handed out again.
+    dispatch.ack(log[0].id, 1, 2);
+    dispatch.ack(log[0].id, 1, 2);
+    dispatch.pump(0);
+    assert_eq!(dispatch.take_tally(), Tally { nacked: 2, acked: 1, redelivered: 1, ..Tally::default() });
+    // Overdue ones come again without a nack.
+    dispatch.pump(ACK_TIMEOUT);
+    assert_eq!(dispatch.take_tally(), Tally { redelivered: 2, ..Tally::default() });
+    assert_eq!(dispatch.take_tally(), Tally::default());
+}
+
+#[test]
+fn records_of_entries_that_stay_whole_are_counted() {
+    let log = log(&[vec![(0, true); 5]]);
+    let mut dispatch = Dispatch::new(vec![], GroupCursor::default());
+    dispatch.join(1, 10, ACK_TIMEOUT);
+    dispatch.offer(&log[0]);
+    dispatch.pump(0);
+    dispatch.ack(log[0].id, 0, 5);
+    dispatch.ack(log[0].id, 0, 5);
+    assert_eq!(dispatch.take_tally(), Tally { handed_out: 5, acked: 5, ..Tally::default() });
 }

@@ -4,7 +4,10 @@
 
 use std::{
     collections::{BTreeMap, VecDeque},
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -42,16 +45,20 @@ use penstock_router::{
         admin::AdminService,
         auth::{Auth, DoorConfig},
         messaging::MessagingService,
+        receipts::Receipts,
     },
     groups::{
         home::{Homes, PartitionHome},
+        metrics::Lags,
         serve::Serving,
+        survey::Survey,
     },
     hashing::{generate_secret, hash_password},
     peer::PeerService,
     peers::Peers,
     verify::Verifier,
 };
+use prometheus_client::registry::Registry as Registered;
 use prost::Message;
 use tokio::{
     net::TcpListener,
@@ -75,6 +82,8 @@ struct TestHome {
     last: watch::Sender<EntryId>,
     totals: Mutex<Totals>,
     lost: CancellationToken,
+    /// Somebody has read through the home.
+    read: AtomicBool,
 }
 
 impl TestHome {
@@ -112,6 +121,7 @@ impl PartitionHome for TestHome {
         entries: usize,
         bytes: usize,
     ) -> Result<Vec<Arc<StoredEntry>>, StoreError> {
+        self.read.store(true, Ordering::Relaxed);
         let read = self.store.read(&self.key, after, entries, bytes).await?;
         Ok(read.into_iter().map(Arc::new).collect())
     }
@@ -158,6 +168,7 @@ impl TestHomes {
             last: watch::Sender::new(took.last),
             totals: Mutex::new(took.totals),
             lost: CancellationToken::new(),
+            read: AtomicBool::default(),
         });
         self.homes.lock().unwrap().insert(key.clone(), Arc::clone(&home));
         Ok(home)
@@ -199,7 +210,29 @@ impl Homes for TestHomes {
 
 struct TestRouter {
     homes: Arc<TestHomes>,
+    inside: Inside,
     door: String,
+}
+
+impl TestRouter {
+    fn survey(&self, metrics: &mut Registered) -> Survey {
+        let (inside, lags, homes) = (&self.inside, Lags::default(), Arc::clone(&self.homes));
+        lags.register(metrics);
+        let all = move || -> Vec<Arc<dyn PartitionHome>> {
+            let homes = homes.homes.lock().unwrap();
+            homes.values().map(|home| Arc::clone(home) as Arc<dyn PartitionHome>).collect()
+        };
+        let (serving, store) = (Arc::clone(&inside.serving), Arc::clone(&inside.store));
+        Survey::new(serving, store, inside.seams.clone(), Box::new(all), lags)
+    }
+}
+
+/// A figure as it is shown.
+fn figure(metrics: &Registered, name: &str) -> Option<f64> {
+    let mut text = String::new();
+    prometheus_client::encoding::text::encode(&mut text, metrics).unwrap();
+    let value = |line: &str| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok();
+    text.lines().find_map(value)
 }
 
 struct Cluster {
@@ -270,6 +303,7 @@ impl Cluster {
             store: Arc::clone(&self.store),
             registry: Arc::clone(&self.registry),
             seams: seams.clone(),
+            receipts: Receipts::default(),
         };
         let verifier = Verifier::new(Arc::clone(&self.store), definitions, seams).unwrap();
         let auth = Auth::new(Arc::clone(&verifier), DoorConfig::default());
@@ -278,12 +312,12 @@ impl Cluster {
         let peers = PeerService::server(inside.clone(), Some(Secret::new("s3cret")));
         tokio::spawn(Server::builder().add_service(peers).serve_with_incoming(TcpListenerStream::new(link)));
         let messaging = MessagingService::server(inside.clone(), auth.clone());
-        let admin = AdminService::server(inside, auth, verifier);
+        let admin = AdminService::server(inside.clone(), auth, verifier);
         let doors = Server::builder().add_service(messaging).add_service(admin);
         tokio::spawn(doors.serve_with_incoming(TcpListenerStream::new(door)));
         let kind = MemberKind::Router { link: link_address.to_string(), grpc: door_address.to_string() };
         let member = Member { incarnation, node_id: format!("router-{incarnation}"), kind };
-        (TestRouter { homes, door: format!("http://{door_address}") }, member)
+        (TestRouter { homes, inside, door: format!("http://{door_address}") }, member)
     }
 
     async fn admin(&self, router: usize) -> AdminClient<Channel> {
@@ -688,6 +722,8 @@ async fn nacks_and_ack_timeouts_bring_records_again() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_push_goes_to_the_home_of_its_client() {
     let cluster = Cluster::start(2).await;
+    let mut metrics = Registered::default();
+    cluster.routers[0].inside.receipts.register(&mut metrics);
     let (requests, stream) = mpsc::channel(64);
     let request = cluster.request(APP, ReceiverStream::new(stream));
     let mut receipts = cluster.messaging(0).await.push(request).await.unwrap().into_inner();
@@ -717,6 +753,12 @@ async fn a_push_goes_to_the_home_of_its_client() {
     assert!(
         (100..105).all(|id| by_id[&id].status() == ReceiptStatus::Refused && !by_id[&id].reason.is_empty())
     );
+    // Counted at the door where they were asked for, and nowhere else.
+    assert_eq!(figure(&metrics, "penstock_receipts_total{status=\"routed\"}"), Some(12.0));
+    assert_eq!(figure(&metrics, "penstock_receipts_total{status=\"refused\"}"), Some(5.0));
+    let mut other = Registered::default();
+    cluster.routers[1].inside.receipts.register(&mut other);
+    assert_eq!(figure(&other, "penstock_receipts_total{status=\"routed\"}"), Some(0.0));
     for router in &cluster.routers {
         let pushed = router.homes.pushed.lock().unwrap();
         assert!(!pushed.is_empty());
@@ -725,4 +767,82 @@ async fn a_push_goes_to_the_home_of_its_client() {
             assert_eq!(rendezvous::home(&key, incarnations().take(2)), Some(router.homes.incarnation));
         }
     }
+}
+
+const LAG: &str = "penstock_group_lag_records{tenant=\"demo\",group=\"g\"}";
+const OLDEST: &str = "penstock_group_oldest_seconds{tenant=\"demo\",group=\"g\"}";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_lag_of_a_group_is_shown_by_each_home_whether_it_is_consumed_or_not() {
+    let cluster = Cluster::start(2).await;
+    cluster.create_group(0, "g", &[]).await.unwrap();
+    for client in clients() {
+        cluster.publish(&client, "t", 0..5).await;
+    }
+    let mut metrics: Vec<Registered> = vec![Registered::default(), Registered::default()];
+    let mut surveys = vec![];
+    for (router, metrics) in cluster.routers.iter().zip(&mut metrics) {
+        router.inside.serving.records.register(metrics);
+        surveys.push(router.survey(metrics));
+    }
+    let lags = async |surveys: &mut Vec<Survey>| {
+        for survey in surveys {
+            survey.round().await;
+        }
+        metrics.iter().map(|metrics| figure(metrics, LAG)).collect::<Vec<_>>()
+    };
+    // Nobody consumes: half of the partitions, with 15 records each, are at home at each router.
+    assert_eq!(lags(&mut surveys).await, [Some(30.0), Some(30.0)]);
+    assert!(metrics.iter().all(|metrics| figure(metrics, OLDEST) > Some(1e9)), "received in 1970");
+    let read = |home: &Arc<TestHome>| home.read.load(Ordering::Relaxed);
+    let any_read = |router: &TestRouter| router.homes.homes.lock().unwrap().values().any(read);
+    assert!(!cluster.routers.iter().any(any_read), "a survey counts as a reader");
+    cluster.publish(&clients()[0], "t", 5..7).await;
+    let sum = |lags: Vec<Option<f64>>| lags.into_iter().flatten().sum::<f64>();
+    assert_eq!(sum(lags(&mut surveys).await), 62.0);
+    let mut consumer = cluster.consume(0, "g", 1_000, 0).await;
+    let mut got: Vec<Got> = vec![];
+    while got.len() < 62 {
+        got.extend(consumer.records().await);
+    }
+    assert_eq!(sum(lags(&mut surveys).await), 62.0);
+    let last = got.split_off(61);
+    consumer.ack(&got).await;
+    timeout(LIMIT, async {
+        while sum(lags(&mut surveys).await) > 1.0 {
+            sleep(Duration::from_millis(20)).await;
+        }
+    })
+    .await
+    .expect("acks are not shown");
+    let results = |result: &str| -> f64 {
+        let name = format!("penstock_group_records_total{{result=\"{result}\"}}");
+        metrics.iter().filter_map(|metrics| figure(metrics, &name)).sum()
+    };
+    assert_eq!((results("handed_out"), results("acked"), results("nacked")), (62.0, 61.0, 0.0));
+    drop(consumer);
+    until("nobody is served", async || {
+        for router in &cluster.routers {
+            for partition in 0..PARTITIONS {
+                if router.inside.serving.standing(&cluster.key(partition), "g").await.is_some() {
+                    return false;
+                }
+            }
+        }
+        true
+    })
+    .await;
+    assert_eq!(sum(lags(&mut surveys).await), 1.0);
+    // The home of the record that is left is lost: what is left there is nobody's to show.
+    let key = cluster.key(last[0].range.partition);
+    let router = usize::from(cluster.routers[0].homes.here(&key).is_none());
+    let others = |homes: &TestHomes| homes.homes.lock().unwrap().retain(|own, _| *own == key);
+    others(&cluster.routers[router].homes);
+    cluster.routers[router].homes.here(&key).unwrap().lost.cancel();
+    let shown = lags(&mut surveys).await;
+    assert_eq!((shown[router], shown[1 - router]), (None, Some(0.0)));
+    assert_eq!(figure(&metrics[1 - router], OLDEST), Some(0.0));
+    let delete = DeleteGroupRequest { name: "g".into() };
+    cluster.messaging(0).await.delete_group(cluster.request(APP, delete)).await.unwrap();
+    assert_eq!(lags(&mut surveys).await, [None, None]);
 }

@@ -283,6 +283,7 @@ async fn pushes(
         let (inside, receipts) = (inside.clone(), receipts.clone());
         tokio::spawn(async move {
             let receipt = crate::push::route(&inside.homes, &inside.peers, &tenant, push).await;
+            inside.receipts.count(&receipt);
             let _ = receipts.send(Ok(receipt)).await;
             drop(place);
         });

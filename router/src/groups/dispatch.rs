@@ -14,6 +14,7 @@ use std::{
 };
 
 use penstock_common::{
+    clock::UnixMillis,
     position::EntryId,
     store::{CursorChange, GroupCursor, OpenEntry, StoredEntry},
 };
@@ -47,6 +48,25 @@ pub struct Standing {
     pub open: u64,
     /// Consumers.
     pub consumers: u32,
+    /// When the first record above `done_up_to` was received, if it has been read.
+    pub oldest: Option<UnixMillis>,
+}
+
+/// Records by what was done with them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Tally {
+    /// Handed out for the first time.
+    pub handed_out: u64,
+    /// Handed out again.
+    pub redelivered: u64,
+    /// Acknowledged.
+    pub acked: u64,
+    /// Passed because no filter matches.
+    pub filtered: u64,
+    /// Given back by their consumer.
+    pub nacked: u64,
+    /// Passed because they can't be read.
+    pub unreadable: u64,
 }
 
 /// See the module.
@@ -69,7 +89,7 @@ pub struct Dispatch {
     done_records: u64,
     read_to: EntryId,
     changed: bool,
-    unreadable: u64,
+    tally: Tally,
 }
 
 impl Dispatch {
@@ -91,7 +111,7 @@ impl Dispatch {
             done_records: cursor.done_records,
             read_to: cursor.done_up_to,
             changed: false,
-            unreadable: 0,
+            tally: Tally::default(),
         }
     }
 
@@ -181,6 +201,7 @@ impl Dispatch {
         match held.shape {
             Shape::Finished => return,
             Shape::WholeOut(_) if index == 0 && count >= held.done.count() => {
+                self.tally.acked += u64::from(held.done.count());
                 self.finish(at);
                 self.advance();
                 return;
@@ -207,9 +228,9 @@ impl Dispatch {
         self.split(at);
         let end = index.saturating_add(count).min(self.held.get(at).map_or(0, |held| held.done.count()));
         for index in index..end {
-            if let Some(client) = self.give_back(at, index)
-                && delay > 0
-            {
+            let Some(client) = self.give_back(at, index) else { continue };
+            self.tally.nacked += 1;
+            if delay > 0 {
                 self.clients.hold(client, now.saturating_add(delay));
             }
         }
@@ -284,12 +305,13 @@ impl Dispatch {
             done: self.done_records + held + done_in_open(&stored),
             open: self.book.records(),
             consumers: u32::try_from(self.book.consumers()).unwrap_or(u32::MAX),
+            oldest: self.held.front().map(|held| held.received_at),
         }
     }
 
-    /// Records in entries that could not be read since the last call: they are done without having been handed out.
-    pub fn take_unreadable(&mut self) -> u64 {
-        std::mem::take(&mut self.unreadable)
+    /// What was done with records since the last call.
+    pub fn take_tally(&mut self) -> Tally {
+        std::mem::take(&mut self.tally)
     }
 
     fn find(&self, entry: EntryId) -> Option<usize> {
@@ -315,7 +337,12 @@ impl Dispatch {
         let (entry, index) = at;
         self.clients.hand_out(client, at, consumer);
         let Some(place) = self.find(entry) else { return };
-        let size = self.held.get(place).map_or(0, |held| held.size(index));
+        let Some(held) = self.held.get_mut(place) else { return };
+        match held.deliveries.contains_key(&index) {
+            true => self.tally.redelivered += 1,
+            false => self.tally.handed_out += 1,
+        }
+        let size = held.size(index);
         let key = chunks.key(consumer, entry, size);
         let number = match chunks.number(&key) {
             Some(number) => number,
@@ -343,6 +370,7 @@ impl Dispatch {
         let records = held.all();
         let number = self.book.open(consumer, entry, now);
         self.book.add(number, count);
+        self.tally.handed_out += u64::from(count);
         if let Some(held) = self.held.get_mut(at) {
             held.shape = Shape::WholeOut(number);
         }
@@ -373,10 +401,13 @@ impl Dispatch {
             return;
         }
         let hasher = &self.hasher;
-        if held.split(&self.filters, |client| hasher.hash_one(client)).is_err() {
-            self.unreadable += u64::from(held.done.count() - held.done.done());
-            self.finish(at);
-            return;
+        match held.split(&self.filters, |client| hasher.hash_one(client)) {
+            Ok(filtered) => self.tally.filtered += filtered,
+            Err(_) => {
+                self.tally.unreadable += u64::from(held.done.count() - held.done.done());
+                self.finish(at);
+                return;
+            }
         }
         self.changed |= held.dirty;
         let entry = held.id;
@@ -405,6 +436,7 @@ impl Dispatch {
         if place == Place::Done {
             return;
         }
+        self.tally.acked += 1;
         held.done.set(index);
         held.deliveries.remove(&index);
         held.dirty = true;

@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, ops::Range, sync::Arc};
 
 use bytes::{Bytes, BytesMut};
 use penstock_common::{
+    clock::UnixMillis,
     position::EntryId,
     store::{OpenEntry, StoredEntry, Totals},
 };
@@ -55,6 +56,8 @@ pub enum Shape {
 pub struct Held {
     /// Which entry.
     pub id: EntryId,
+    /// When its first record was received.
+    pub received_at: UnixMillis,
     /// Totals with it.
     pub totals: Totals,
     /// What is done of it.
@@ -76,6 +79,7 @@ impl Held {
         let deliveries = open.map(|open| open.deliveries.iter().copied().collect()).unwrap_or_default();
         Self {
             id: entry.id,
+            received_at: entry.entry.first_received_at,
             totals: entry.entry.totals,
             done: stored.unwrap_or_else(|| Done::none(count)),
             deliveries,
@@ -95,12 +99,13 @@ impl Held {
         matches!(self.shape, Shape::Untouched) && self.done.done() == 0 && self.deliveries.is_empty()
     }
 
-    /// Tells its records apart. Records that no filter matches are done. The clients come in the order of the records.
-    pub fn split(&mut self, filters: &[Vec<u8>], hash: impl Fn(&[u8]) -> u64) -> Result<(), Malformed> {
+    /// Tells its records apart. Records that no filter matches are done: returns how
+    /// many. The clients come in the order of the records.
+    pub fn split(&mut self, filters: &[Vec<u8>], hash: impl Fn(&[u8]) -> u64) -> Result<u64, Malformed> {
         let out = match &self.shape {
             Shape::Untouched => None,
             Shape::WholeOut(number) => Some(*number),
-            Shape::Pieces(_) | Shape::Finished => return Ok(()),
+            Shape::Pieces(_) | Shape::Finished => return Ok(0),
         };
         let mut pieces = Vec::with_capacity(self.done.count() as usize);
         let mut wanted = Vec::with_capacity(pieces.capacity());
@@ -114,16 +119,18 @@ impl Held {
         if pieces.len() != self.done.count() as usize {
             return Err(Malformed);
         }
+        let mut filtered = 0;
         for ((index, piece), wanted) in (0u32..).zip(&mut pieces).zip(wanted) {
             if !wanted && self.done.set(index) {
                 self.dirty = true;
+                filtered += 1;
             }
             if self.done.contains(index) {
                 piece.place = Place::Done;
             }
         }
         self.shape = Shape::Pieces(pieces);
-        Ok(())
+        Ok(filtered)
     }
 
     /// A record of a decoded entry.

@@ -27,8 +27,13 @@ pub async fn at_home(
         Some(standing) => standing,
         None => standing_of(home.cursors().await?.groups.get(group)),
     };
-    let oldest = home.read(standing.done_up_to, 1, 1).await?;
-    let oldest = oldest.first().map(|entry| entry.entry.first_received_at);
+    let oldest = match standing.oldest {
+        Some(oldest) => Some(oldest),
+        None => {
+            let next = home.read(standing.done_up_to, 1, 1).await?;
+            next.first().map(|entry| entry.entry.first_received_at)
+        }
+    };
     Ok(status(home.key().partition, standing, home.totals(), oldest, now))
 }
 
@@ -55,7 +60,8 @@ async fn last_entry(store: &dyn Store, key: &PartitionKey) -> Result<Option<Stor
     Ok(store.read(key, before, 1, 1).await?.pop())
 }
 
-fn standing_of(cursor: Option<&GroupCursor>) -> Standing {
+/// As a cursor says it.
+pub(super) fn standing_of(cursor: Option<&GroupCursor>) -> Standing {
     cursor.map_or_else(Standing::default, |cursor| Standing {
         done_up_to: cursor.done_up_to,
         done: cursor.done_records + done_in_open(cursor),

@@ -27,6 +27,9 @@ use super::{
 };
 use crate::pace::Backoff;
 
+#[cfg(test)]
+mod tests;
+
 /// From an ack to its write.
 pub const COMMIT_EVERY: Duration = Duration::from_millis(100);
 /// The last write of a home that stops is given up after this.
@@ -64,6 +67,8 @@ pub(super) struct Run {
     born: Instant,
     /// Nothing was above the last read.
     caught_up: bool,
+    /// Something was appended after the read under way had begun: it may have missed it.
+    appended_since_read: bool,
     reading: Option<Reading>,
     writing: Option<Writing>,
     /// After a failure of the store: nothing is read or written before.
@@ -104,6 +109,7 @@ impl Run {
             wake: Arc::new(Notify::new()),
             born: Instant::now(),
             caught_up: false,
+            appended_since_read: false,
             reading: None,
             writing: None,
             pause: None,
@@ -153,7 +159,10 @@ impl Run {
                 Turn::Command(None) => break Ended::Stopped,
                 Turn::Read(read) => self.took_in(read),
                 Turn::Wrote(wrote) => self.wrote(wrote),
-                Turn::Appended => self.caught_up = false,
+                Turn::Appended => {
+                    self.caught_up = false;
+                    self.appended_since_read = true;
+                }
                 Turn::Poll if Instant::now() >= poll => {
                     poll = Instant::now() + POLL_EVERY;
                     self.caught_up = false;
@@ -197,17 +206,14 @@ impl Run {
             }
         }
         self.flush();
-        let unreadable = self.dispatch.take_unreadable();
-        if unreadable > 0 {
-            error!(partition = %self.home.key(), group = self.group.name, records = unreadable,
-                "records that can't be read were passed");
-        }
+        self.count();
         if self.pause.is_some_and(|until| until > Instant::now()) {
             return;
         }
         self.pause = None;
         if self.reading.is_none() && !self.caught_up && self.dispatch.wants() {
             let (home, after) = (Arc::clone(&self.home), self.dispatch.read_to());
+            self.appended_since_read = false;
             self.reading = Some(Box::pin(async move { home.read(after, READ_ENTRIES, READ_BYTES).await }));
         }
         if self.commit_at.is_none() && self.writing.is_none() && self.dispatch.has_change() {
@@ -219,6 +225,16 @@ impl Run {
                 let home = Arc::clone(&self.home);
                 self.writing = Some(Box::pin(async move { home.commit(vec![change]).await }));
             }
+        }
+    }
+
+    /// Counts what was done with records since the last time.
+    fn count(&mut self) {
+        let tally = self.dispatch.take_tally();
+        self.serving.records.add(tally);
+        if tally.unreadable > 0 {
+            error!(partition = %self.home.key(), group = self.group.name, records = tally.unreadable,
+                "records that can't be read were passed");
         }
     }
 
@@ -266,7 +282,7 @@ impl Run {
         match read {
             Ok(entries) => {
                 self.backoff = fresh_backoff();
-                self.caught_up = entries.is_empty();
+                self.caught_up = entries.is_empty() && !self.appended_since_read;
                 entries.iter().for_each(|entry| self.dispatch.offer(entry));
             }
             Err(error) => self.fail(&error),
@@ -300,6 +316,7 @@ impl Run {
 
     /// Nobody is left: writes the cursor and ends, unless somebody joins meanwhile.
     async fn close(&mut self) -> bool {
+        self.count();
         if let Some(writing) = self.writing.take() {
             let wrote = writing.await;
             self.wrote(wrote);
@@ -325,6 +342,7 @@ impl Run {
 
     /// Tells the consumers why, and goes. A home that stops, rather than being fenced, still takes the last acks.
     async fn end(mut self, ended: Ended) {
+        self.count();
         for (_, consumer) in self.consumers.drain() {
             let _ = consumer.sending.ended.set(ended);
         }

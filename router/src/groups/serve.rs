@@ -19,6 +19,7 @@ use tracing::warn;
 use super::{
     dispatch::Standing,
     home::PartitionHome,
+    metrics::GroupRecords,
     run::Run,
     served::{Command, Joining, Served},
 };
@@ -33,6 +34,8 @@ pub struct Serving {
     store: Arc<dyn Store>,
     pub(super) definitions: watch::Receiver<Arc<Definitions>>,
     pub(super) seams: Seams,
+    /// Counts of what is done with records.
+    pub records: GroupRecords,
     tasks: Mutex<HashMap<(PartitionKey, String), Task>>,
 }
 
@@ -74,7 +77,13 @@ impl Serving {
         definitions: watch::Receiver<Arc<Definitions>>,
         seams: Seams,
     ) -> Arc<Self> {
-        Arc::new(Self { store, definitions, seams, tasks: Mutex::default() })
+        Arc::new(Self {
+            store,
+            definitions,
+            seams,
+            records: GroupRecords::default(),
+            tasks: Mutex::default(),
+        })
     }
 
     /// The group, if it is defined and active.
