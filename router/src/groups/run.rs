@@ -277,7 +277,7 @@ impl Run {
             Command::Standing(reply) => {
                 // Counts are never behind what is told.
                 self.count();
-                drop(reply.send(self.dispatch.standing()));
+                let _ = reply.send(self.dispatch.standing());
             }
         }
     }
