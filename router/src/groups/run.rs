@@ -274,7 +274,11 @@ impl Run {
                     self.dispatch.nack(entry_of(range), range.index, range.count, delay, now);
                 }
             }
-            Command::Standing(reply) => drop(reply.send(self.dispatch.standing())),
+            Command::Standing(reply) => {
+                // Counts are never behind what is told.
+                self.count();
+                let _ = reply.send(self.dispatch.standing());
+            }
         }
     }
 
