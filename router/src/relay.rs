@@ -47,7 +47,7 @@ fn passed_on<T: Send + 'static>(request: Request<Streaming<T>>) -> Request<impl 
         .take_while(|message| std::future::ready(message.is_ok()))
         .filter_map(|message| async { message.ok() });
     let mut request = Request::new(stream);
-    for key in ["penstock-secret", "penstock-link", "penstock-gateway", "penstock-shard"] {
+    for key in ["penstock-secret", "penstock-link", "penstock-gateway", "penstock-shard", "penstock-router"] {
         if let Some(value) = metadata.get(key) {
             request.metadata_mut().insert(key, value.clone());
         }

@@ -41,6 +41,8 @@ pub struct LinkServer {
 pub struct Named {
     shard: ShardId,
     chosen: u64,
+    /// Router that the shard means to reach.
+    router: Option<u64>,
     /// Router to relay to.
     pub via: Option<u64>,
 }
@@ -55,6 +57,10 @@ impl LinkServer {
         secret::check(self.homes.config.cluster_secret.as_ref(), metadata)?;
         let named = named(metadata)?;
         let via = named.via.filter(|via| *via != self.homes.incarnation);
+        // A shard that still dials the router that had this address before would close its own link to this one.
+        if via.is_none() && named.router.is_some_and(|router| router != self.homes.incarnation) {
+            return Err(Status::failed_precondition("another router has this address now"));
+        }
         Ok(Named { via, ..named })
     }
 }
@@ -71,7 +77,8 @@ fn named(metadata: &MetadataMap) -> Result<Named, Status> {
     let shard = u32::try_from(needed("penstock-shard")?)
         .map_err(|_| Status::invalid_argument("penstock-shard is out of range"))?;
     let shard = ShardId { gateway: needed("penstock-gateway")?, shard };
-    Ok(Named { shard, chosen: needed("penstock-link")?, via: number("penstock-via")? })
+    let (router, via) = (number("penstock-router")?, number("penstock-via")?);
+    Ok(Named { shard, chosen: needed("penstock-link")?, router, via })
 }
 
 type Down<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;

@@ -344,6 +344,7 @@ impl Mark {
         metadata.insert("penstock-link", AsciiMetadataValue::from(self.link));
         metadata.insert("penstock-gateway", AsciiMetadataValue::from(shared.incarnation));
         metadata.insert("penstock-shard", AsciiMetadataValue::from(self.number));
+        metadata.insert("penstock-router", AsciiMetadataValue::from(self.router));
         if self.via {
             metadata.insert("penstock-via", AsciiMetadataValue::from(self.router));
         }

@@ -14,6 +14,10 @@ async fn kill_each_router_in_turn() {
         cluster.routers[at].start().await;
         cluster.linked().await;
         load.progress(500, RECOVERY).await;
+        // Shards still dial its former life, at the same address: that must not cost them their links to this one.
+        let lines = cluster.routers[at].child().lines();
+        let closed = lines.iter().filter(|line| line.contains("a link is closed")).count();
+        assert_eq!(closed, 0, "links flap: {lines:#?}");
     }
     assert_eq!(load.broken(), 0, "devices see nothing");
     load.balances().await;
