@@ -36,6 +36,11 @@ impl GroupReader {
         Self { task, stop }
     }
 
+    /// Ends at once, with messages in its hands.
+    pub fn vanish(self) {
+        self.task.abort();
+    }
+
     /// Ends, sending the acknowledgements that are left. Gives the number of messages handed out.
     pub async fn stop(self) -> Result<u64, ConsumeError> {
         // Fails only when the task has ended: then it says why.
