@@ -17,6 +17,22 @@ pub struct GroupReader {
 impl GroupReader {
     /// Starts consuming; the group exists. Needs a tokio runtime around it.
     pub fn start(client: &Client, group: &str, credit: u32, ledger: &Ledger, reader: ReaderId) -> Self {
+        Self::with(client, group, credit, ledger, reader, true)
+    }
+
+    /// As `start`, but it acknowledges nothing: what it is handed comes again to others when it has gone.
+    pub fn holding(client: &Client, group: &str, credit: u32, ledger: &Ledger, reader: ReaderId) -> Self {
+        Self::with(client, group, credit, ledger, reader, false)
+    }
+
+    fn with(
+        client: &Client,
+        group: &str,
+        credit: u32,
+        ledger: &Ledger,
+        reader: ReaderId,
+        acks: bool,
+    ) -> Self {
         let (stop, mut stopping) = oneshot::channel();
         let mut consumer = client.consumer(group).credit(credit).ack_timeout(Duration::from_secs(60)).start();
         let ledger = ledger.clone();
@@ -28,12 +44,19 @@ impl GroupReader {
                     message = consumer.next() => message?,
                 };
                 ledger.seen(reader, &message.payload, Some(message.position));
-                consumer.ack(&message);
+                if acks {
+                    consumer.ack(&message);
+                }
                 count += 1;
             }
             consumer.close().await.map(|()| count)
         });
         Self { task, stop }
+    }
+
+    /// Ends at once, with messages in its hands.
+    pub fn vanish(self) {
+        self.task.abort();
     }
 
     /// Ends, sending the acknowledgements that are left. Gives the number of messages handed out.

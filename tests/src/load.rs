@@ -12,7 +12,8 @@ use penstock_loadtest::{
 
 use crate::{tenant::TestTenant, wait::eventually};
 
-const GROUP: &str = "ledger";
+/// The group that is judged.
+pub const GROUP: &str = "ledger";
 /// For all publishers to be under way, on a busy machine with password hashing.
 const UNDER_WAY: Duration = Duration::from_secs(60);
 

@@ -2,6 +2,7 @@
 //! Zero lost, zero reordered, zero stored twice, nothing stale.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod consumers_come_and_go;
 mod etcd_killed;
 mod etcd_paused;
 mod gateway_killed;
