@@ -66,6 +66,21 @@ fn build() -> anyhow::Result<PathBuf> {
 async fn measure(system: &System) -> anyhow::Result<Vec<Row>> {
     let mut rows = Vec::new();
     let mut row = |what: &str, value: String| rows.push(Row { what: what.to_owned(), value });
+    // What is idle and slow first: floods leave memory and work behind.
+    let times = load::latency(&system.target, 100, 1_000, Duration::from_secs(8)).await?;
+    let at = |share: f64| times[((times.len() - 1) as f64 * share) as usize] * 1e3;
+    row(
+        "PUBACK at 1,000/s, p50 / p99 / p99.9 ms",
+        format!("{:.2} / {:.2} / {:.2}", at(0.5), at(0.99), at(0.999)),
+    );
+    let before = system.rss(&["gateway", "router", "penstock", "mosquitto"]);
+    let (held, took) = load::connect_all(&system.target, 10_000, 200).await?;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let after = system.rss(&["gateway", "router", "penstock", "mosquitto"]);
+    row("CONNECT/s (10,000, 200 at a time)", format!("{:.0}", held.len() as f64 / took));
+    let each = after.saturating_sub(before) as f64 / held.len() as f64 / 1024.0;
+    row("memory of an idle connection (10,000)", format!("{each:.2} KiB"));
+    drop(held);
     let seconds = Duration::from_secs(8);
     for (what, payload, window, qos) in
         [("QoS 1, 64 B", 64, 16, 1), ("QoS 1, 1 KiB", 1_024, 16, 1), ("QoS 0, 64 B", 64, 64, 0)]
@@ -91,22 +106,9 @@ async fn measure(system: &System) -> anyhow::Result<Vec<Row>> {
             ),
         );
     }
-    let times = load::latency(&system.target, 100, 1_000, Duration::from_secs(8)).await?;
-    let at = |share: f64| times[((times.len() - 1) as f64 * share) as usize] * 1e3;
-    row(
-        "PUBACK at 1,000/s, p50 / p99 / p99.9 ms",
-        format!("{:.2} / {:.2} / {:.2}", at(0.5), at(0.99), at(0.999)),
-    );
     if system.door.is_some() {
         row("one group consumer, 64 B, handed out and acked", consume(system).await?);
     }
-    let before = system.rss(&["gateway", "router", "penstock", "mosquitto"]);
-    let (held, took) = load::connect_all(&system.target, 10_000, 200).await?;
-    tokio::time::sleep(Duration::from_secs(2)).await;
-    let after = system.rss(&["gateway", "router", "penstock", "mosquitto"]);
-    row("CONNECT/s (10,000, 200 at a time)", format!("{:.0}", held.len() as f64 / took));
-    let each = after.saturating_sub(before) as f64 / held.len() as f64 / 1024.0;
-    row("memory of an idle connection (10,000)", format!("{each:.2} KiB"));
     Ok(rows)
 }
 
