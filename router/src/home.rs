@@ -284,11 +284,6 @@ impl Home {
         inner.owners.get(client).filter(|own| !own.link.closed.is_cancelled()).cloned()
     }
 
-    /// Clients owned by linked shards.
-    pub fn owners(&self) -> usize {
-        lock(&self.inner).owners.count()
-    }
-
     /// A link is closed.
     pub fn link_closed(&self, link: &Link) {
         lock(&self.fan).leave_behind(link.shard, Instant::now());
