@@ -4,8 +4,10 @@
 //!
 //! It does not start servers, and it judges nothing but the ledger.
 
+mod account;
 pub mod fleet;
 pub mod ledger;
+mod marks;
 mod publisher;
 pub mod readers;
 pub mod stamp;

@@ -42,9 +42,9 @@ pub(crate) fn histogram() -> Histogram<u64> {
 
 // Load runs against real servers only: no simulation gives it a clock.
 #[allow(clippy::disallowed_methods)]
-fn unix_millis() -> u64 {
+fn unix_micros() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+    u64::try_from(since.as_micros()).unwrap_or(u64::MAX)
 }
 
 struct InFlight {
@@ -202,7 +202,7 @@ impl Publisher {
             publisher: self.number,
             sequence,
             connection: self.connection,
-            sent_at: unix_millis(),
+            sent_at: unix_micros(),
         };
         let topic = self.config.topic.replace("{n}", &self.number.to_string());
         let qos = if self.config.qos > 0 { QoS::AtLeastOnce } else { QoS::AtMostOnce };

@@ -29,6 +29,8 @@ pub struct Verdict {
     pub stale: u64,
     /// Fault: seen by a reader of another tenant.
     pub leaked: u64,
+    /// Fault: a message for one client, seen by another of its tenant.
+    pub misrouted: u64,
     /// Fault: seen and never sent.
     pub invented: u64,
     /// Fault: a payload that is not as it was sent.
@@ -45,6 +47,7 @@ impl Verdict {
             ("misplaced", self.misplaced),
             ("stale", self.stale),
             ("leaked", self.leaked),
+            ("misrouted", self.misrouted),
             ("invented", self.invented),
             ("corrupt", self.corrupt),
         ];
