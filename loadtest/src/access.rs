@@ -6,7 +6,7 @@ use tokio::{sync::Semaphore, time::Instant};
 
 use crate::{
     connection::{Broken, Connection, Dial},
-    tally::{Counters, Tally},
+    tally::{Counters, Presence, Tally},
 };
 
 /// Tenant in the stamps of clients without a user name.
@@ -74,12 +74,17 @@ impl Access {
     }
 
     /// Connects a client; `turn` is added to its number to choose the target.
-    pub(crate) async fn open(&self, number: u64, turn: u64, tally: &Tally) -> Result<Connection, Broken> {
+    pub(crate) async fn open(
+        &self,
+        number: u64,
+        turn: u64,
+        tally: &Arc<Tally>,
+    ) -> Result<Connection, Broken> {
         let _permit = self.connecting.acquire().await;
         let begun = Instant::now();
         match self.dial(number, turn).await {
-            Ok(connection) => {
-                Counters::add(&tally.counters.connected);
+            Ok(mut connection) => {
+                connection.presence = Some(Presence::new(tally));
                 Counters::add(&tally.counters.connects);
                 tally.timings().connect.record_since(begun, Instant::now());
                 Ok(connection)
@@ -106,12 +111,9 @@ impl Access {
         Box::pin(dial.open()).await
     }
 
-    /// An open connection has ended.
-    pub(crate) fn ended(tally: &Tally, broken: Option<&Broken>) {
-        Counters::subtract(&tally.counters.connected);
-        if let Some(error) = broken {
-            Counters::add(&tally.counters.broken);
-            tally.timings().error(error.kind());
-        }
+    /// An open connection broke.
+    pub(crate) fn ended(tally: &Tally, broken: &Broken) {
+        Counters::add(&tally.counters.broken);
+        tally.timings().error(broken.kind());
     }
 }

@@ -14,7 +14,10 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-use crate::packets::{self, Incoming, Malformed};
+use crate::{
+    packets::{self, Incoming, Malformed},
+    tally::Presence,
+};
 
 /// What one read takes, bytes.
 const READ: usize = 64 * 1024;
@@ -94,6 +97,8 @@ pub(crate) struct Connection {
     keep_alive: Duration,
     pinged: Instant,
     heard: Instant,
+    /// Of whoever counts connections.
+    pub(crate) presence: Option<Presence>,
 }
 
 impl Dial<'_> {
@@ -124,7 +129,7 @@ impl Dial<'_> {
         let keep_alive = self.keep_alive;
         let (rest, out) = (Vec::new(), Vec::new());
         let mut connection =
-            Connection { stream, rest, out, written: 0, keep_alive, pinged: now, heard: now };
+            Connection { stream, rest, out, written: 0, keep_alive, pinged: now, heard: now, presence: None };
         let seconds = u16::try_from(keep_alive.as_secs()).unwrap_or(u16::MAX);
         packets::connect(&mut connection.out, self.client_id, self.login, seconds);
         let mut code = None;
@@ -214,11 +219,6 @@ impl Connection {
             self.rest = input.to_vec();
             Ok(())
         })
-    }
-
-    /// When something last came.
-    pub(crate) fn heard(&self) -> Instant {
-        self.heard
     }
 
     /// When `keep_alive` wants to be called.

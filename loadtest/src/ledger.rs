@@ -163,7 +163,8 @@ impl Ledger {
         locked.filter(|account| account.tenant == tenant).map(|account| act(&account)).collect()
     }
 
-    fn tenant(&self, reader: ReaderId) -> Option<String> {
+    /// The tenant that a reader belongs to.
+    pub(crate) fn tenant(&self, reader: ReaderId) -> Option<String> {
         let readers = self.inner.readers.read().unwrap_or_else(PoisonError::into_inner);
         readers.get(reader.0).map(|reader| reader.tenant.clone())
     }

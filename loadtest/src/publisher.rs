@@ -162,7 +162,6 @@ impl Publisher {
                 self.orders.access.open(self.number, u64::from(self.connection) - 1, &self.tally).await
             {
                 let served = self.serve(&mut connection).await;
-                Access::ended(&self.tally, served.as_ref().err());
                 match served {
                     Ok(served) => {
                         // All is acknowledged: a good-bye that doesn't arrive changes nothing.
@@ -173,8 +172,10 @@ impl Publisher {
                         }
                         continue;
                     }
-                    Err(_) if connection.heard().elapsed() < RETRY_MAX => wait = RETRY_MIN,
-                    Err(_) => {}
+                    Err(broken) => {
+                        Access::ended(&self.tally, &broken);
+                        wait = RETRY_MIN;
+                    }
                 }
             }
             self.pause(wait).await;

@@ -75,8 +75,9 @@ impl Subscriber {
             if let Ok(mut connection) = self.interest.access.open(self.number, turn, &self.tally).await {
                 let mut subscribed = false;
                 // It ends only by breaking: the next connection follows.
-                let broken = self.serve(&mut connection, &mut subscribed).await.err();
-                Access::ended(&self.tally, broken.as_ref());
+                if let Err(broken) = self.serve(&mut connection, &mut subscribed).await {
+                    Access::ended(&self.tally, &broken);
+                }
                 if subscribed {
                     Counters::subtract(&self.tally.counters.subscribed);
                 }

@@ -4,7 +4,7 @@
 use std::{
     collections::BTreeMap,
     sync::{
-        Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
 };
@@ -23,7 +23,7 @@ pub struct Counters {
     pub broken: AtomicU64,
     /// Connections that could not be made.
     pub refused: AtomicU64,
-    /// PUBLISH packets sent (or pushes), each time.
+    /// Messages published (or pushed), each once.
     pub published: AtomicU64,
     /// PUBACKs received for messages in flight (or receipts).
     pub acked: AtomicU64,
@@ -120,6 +120,10 @@ impl Timings {
         self.connect.add(&other.connect);
         self.takeover.add(&other.takeover);
         self.send_lag.add(&other.send_lag);
+        self.add_errors(other);
+    }
+
+    pub(crate) fn add_errors(&mut self, other: &Self) {
         for (kind, count) in &other.errors {
             *self.errors.entry(kind).or_default() += count;
         }
@@ -146,6 +150,23 @@ impl Tally {
     /// What was timed since the last time.
     pub(crate) fn take(&self) -> Timings {
         std::mem::take(&mut self.timings())
+    }
+}
+
+/// Counts a client as connected as long as it lives.
+#[derive(Debug)]
+pub(crate) struct Presence(Arc<Tally>);
+
+impl Presence {
+    pub(crate) fn new(tally: &Arc<Tally>) -> Self {
+        Counters::add(&tally.counters.connected);
+        Self(Arc::clone(tally))
+    }
+}
+
+impl Drop for Presence {
+    fn drop(&mut self) {
+        Counters::subtract(&self.0.counters.connected);
     }
 }
 

@@ -54,6 +54,26 @@ impl Verdict {
         all.into_iter().filter(|(_, count)| *count > 0).collect()
     }
 
+    /// Both together.
+    pub fn plus(&self, other: &Self) -> Self {
+        Self {
+            sent: self.sent + other.sent,
+            acked: self.acked + other.acked,
+            seen: self.seen + other.seen,
+            lost: self.lost + other.lost,
+            duplicated: self.duplicated + other.duplicated,
+            resent_duplicates: self.resent_duplicates + other.resent_duplicates,
+            redelivered: self.redelivered + other.redelivered,
+            reordered: self.reordered + other.reordered,
+            misplaced: self.misplaced + other.misplaced,
+            stale: self.stale + other.stale,
+            leaked: self.leaked + other.leaked,
+            misrouted: self.misrouted + other.misrouted,
+            invented: self.invented + other.invented,
+            corrupt: self.corrupt + other.corrupt,
+        }
+    }
+
     /// No fault at all.
     pub fn balanced(&self) -> bool {
         self.faults().is_empty()
