@@ -21,6 +21,7 @@ mod marks;
 mod observer;
 mod pace;
 mod packets;
+mod plot;
 pub mod program;
 mod publisher;
 mod pusher;

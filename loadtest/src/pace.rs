@@ -31,7 +31,7 @@ impl Pace {
         let growth = (to - from) / length;
         let under_root = from * from + 2.0 * growth * number as f64;
         let divisor = from + under_root.max(0.0).sqrt();
-        let at = if number == 0 && from > 0.0 { 0.0 } else { 2.0 * number as f64 / divisor };
+        let at = if number == 0 && from + to > 0.0 { 0.0 } else { 2.0 * number as f64 / divisor };
         let never = under_root < 0.0 || !at.is_finite() || at >= length;
         if never { None } else { Duration::try_from_secs_f64(at).ok() }
     }

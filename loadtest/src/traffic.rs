@@ -58,10 +58,10 @@ pub(crate) async fn run(
     let signal = watch::Sender::new(Signal::Wait);
     let mut load = Load { settings, traffic, engine, signal, clock, tasks: Vec::new() };
     load.start(&access, &verification).await?;
+    report.connections.wanted += verification.verifiers();
     let mut timings = observer.begin(Instant::now() + LEAD);
     // Nothing is sent yet: connecting is all that was timed.
     let interrupted = load.phases(&mut observer, &mut timings, &mut report).await;
-    report.connections.connected = connected(engine);
     let unfinished = load.settle().await;
     observer.say("waiting for those who verify");
     let verdict = verification.judge(traffic.settle).await?;
@@ -69,6 +69,7 @@ pub(crate) async fn run(
     totals(&mut report, engine, traffic, timings);
     report.verdict = verdict;
     report.series = observer.finish();
+    report.connections.connected = engine.count(|tally| Counters::get(&tally.counters.most));
     if interrupted {
         report.failures.push("it was interrupted".to_owned());
     } else if unfinished > 0 || report.messages.unacked > 0 {
@@ -180,19 +181,21 @@ impl Load<'_> {
         report: &mut Report,
     ) -> bool {
         let start = Instant::now() + LEAD;
+        let mut before_it = counted(self.engine);
         self.signal.send_replace(Signal::Go(start));
         sleep_until(start).await;
         let mut sum = Sum::default();
-        let mut end = start;
+        let (mut begun, mut end) = (start, start);
         let mut interrupted = false;
         for phase in &self.traffic.scenario.phases {
             end += phase.length;
-            let counted_before = counted(self.engine);
-            let (usage, begun) = (Usage::now(self.engine), Instant::now());
+            let usage = Usage::now(self.engine);
             let timings;
             (timings, interrupted) = self.phase(observer, &phase.name, end).await;
-            let seconds = begun.elapsed().as_secs_f64();
-            let counted = counted(self.engine).since(counted_before);
+            let (now, after_it) = (Instant::now(), counted(self.engine));
+            let seconds = now.saturating_duration_since(begun).as_secs_f64();
+            let counted = after_it.since(before_it);
+            (begun, before_it) = (now, after_it);
             report.phases.push(PhaseReport {
                 name: phase.name.clone(),
                 measured: phase.measured,

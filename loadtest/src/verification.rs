@@ -45,6 +45,7 @@ pub(crate) struct Verification {
     readers: Vec<Judging>,
     groups: Vec<Group>,
     subscribers: Vec<AbortHandle>,
+    verifiers: u64,
 }
 
 /// One reader, and whose verdict it adds to.
@@ -92,6 +93,7 @@ impl Verification {
             readers: Vec::new(),
             groups: Vec::new(),
             subscribers: Vec::new(),
+            verifiers: 0,
         };
         let scenario = &traffic.scenario;
         let verified = traffic.verify != Verify::Nobody;
@@ -111,7 +113,8 @@ impl Verification {
         if scenario.publishers() > 0
             && (verified && scenario.subscribers == 0 || traffic.verify == Verify::Group)
         {
-            waited_for += own.whole(&listening).await?;
+            own.verifiers = own.whole(&listening).await?;
+            waited_for += own.verifiers;
         }
         let subscribed = || engine.count(|tally| Counters::get(&tally.counters.subscribed));
         reached(engine, "subscribers", waited_for, settings.connect_timeout, subscribed).await?;
@@ -144,6 +147,11 @@ impl Verification {
             .any(|own| own.by == by && own.ledger.tenant(own.reader).as_deref() == Some(tenant));
         self.readers.push(Judging { by, ledger: ledger.clone(), reader, first });
         Desk { ledger: ledger.clone(), reader }
+    }
+
+    /// Clients that do nothing else.
+    pub(crate) fn verifiers(&self) -> u64 {
+        self.verifiers
     }
 
     /// Whether anybody verifies.
