@@ -8,21 +8,19 @@ import base64
 import difflib
 import functools
 import json
-import os
 import pathlib
 import re
-import subprocess
 import sys
 import tempfile
 
 import kubernetes_validate
+import programs
 import yaml
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 CHART = ROOT / "helm"
 GOLDEN = CHART / "golden"
 PAGE = ROOT / "docs" / "kubernetes.md"
-PROGRAMS = ROOT / "target" / "debug"
 OLDEST = (1, 28)
 # The schemas know no objects of operators.
 FOREIGN = {"ServiceMonitor", "PrometheusRule"}
@@ -201,34 +199,18 @@ def check_programs(name, objects):
 
 
 def check_program(where, one, pod, container, objects, files):
-    program = PROGRAMS / pathlib.Path(container["command"][0]).name
-    if not program.exists():
-        fault(f"{where}: {program.name} is not built (make test builds it)")
-        return
-    env = {"PATH": os.environ["PATH"]}
+    program = pathlib.Path(container["command"][0]).name
     server = one["kind"] == "Deployment"
-    if server:
-        env |= resolve(container, objects, files)
+    env = resolve(container, objects, files) if server else {}
     arguments = [argument.replace("/run/penstock", files) for argument in container.get("args", [])]
-    # Help comes only when everything before it is understood.
-    asked = subprocess.run([program, *arguments, "--print-config" if server else "--help"], env=env, text=True,
-                           capture_output=True, check=False)
-    if asked.returncode:
-        fault(f"{where}: {program.name} does not understand it:\n{asked.stderr}")
+    shown, wrong = programs.ask(program, arguments, env)
+    faults.extend(f"{where}: {it}" for it in wrong)
+    if not server or wrong:
         return
-    if not server:
-        return
-    shown = asked.stdout
-    given = [variable for variable in env if variable.startswith("PENSTOCK_")]
-    taken = len(re.findall(r" # environment$", shown, re.M))
-    if taken != len(given):
-        fault(f"{where}: {len(given)} variables given, {taken} taken: {given}\n{shown}")
-    if "0.0.0.0:" not in shown and "[::]:" not in shown:
-        fault(f"{where} listens on loopback only")
-    listeners = {int(port) for port in re.findall(r'listen = "[^"]*:(\d+)"', shown)}
+    listeners = programs.listeners(shown)
     for port in container["ports"]:
         if port["containerPort"] not in listeners:
-            fault(f"{where}: nothing listens on {port['containerPort']}")
+            fault(f"{where}: nothing listens on {port['containerPort']} for other machines")
     check_grace(where, pod, shown)
 
 
