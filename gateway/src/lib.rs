@@ -7,6 +7,7 @@
 //! what it wants, `pause` and `drain` how it ends.
 
 mod admission;
+pub mod certificates;
 mod claims;
 pub mod config;
 mod connection;
@@ -25,7 +26,8 @@ mod shard;
 mod start;
 mod subscriptions;
 mod tenants;
+mod transport;
 mod uplink;
 
-pub use config::{ClusterSecret, GatewayConfig};
+pub use config::{ClusterSecret, GatewayConfig, transports::TransportKind};
 pub use start::{Gateway, RunningGateway, StartError};
