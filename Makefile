@@ -1,17 +1,20 @@
 # The menu.
-.PHONY: help run test lint bench format packages
+.PHONY: help run cluster test lint bench helm helm-golden compose image image-check programs format packages
 
 # Programs of a cluster, and all backends.
 ALL := --workspace --all-features
 # As the tests build them: so they find them ready.
-PROGRAMS := -p penstock -p penstock-gateway -p penstock-router -p penstockctl --bins \
+PROGRAMS := $(addprefix -p ,$(shell cat image/programs)) --bins \
 	--features penstock-gateway/cluster,penstock-router/cluster
 
 help: ## This menu
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 run: ## Start penstock here: MQTT on 127.0.0.1:1883, data in ./penstock-data
 	cargo run --bin penstock --
+
+cluster: packages programs ## Start etcd, Redis, 2 routers, 2 gateways and tenant demo on loopback; Ctrl-C stops them
+	cargo run --locked --quiet -p penstock-tests --bin penstock-cluster -- $(ARGS)
 
 test: packages ## Run every test, with real etcd, Redis and MQTT clients
 	cargo build --locked $(PROGRAMS)
@@ -25,6 +28,26 @@ lint: ## Formatting and clippy, warnings are errors
 
 bench: packages ## Measure what a message and a connection cost, beside mosquitto (release build, some minutes)
 	cargo bench --locked -p penstock-tests --bench measure
+
+helm: programs ## Check the chart: Helm 3 and 4, schemas of Kubernetes, checkov, golden output, table of values
+	.ci/helm
+	@echo "make helm: the chart holds"
+
+helm-golden: programs ## Bring the chart's golden output and table of values up to date
+	.ci/helm --write
+
+compose: programs ## Check compose.yaml without Docker
+	.ci/compose
+
+image: ## Build the container image with Debian's buildah (release build, some minutes): target/image
+	@.ci/packages buildah podman runc
+	image/build
+
+image-check: ## Start the image that make image built, and use it
+	image/check
+
+programs: ## Build every program, debug
+	@cargo build --locked --quiet $(PROGRAMS)
 
 format: ## Format the sources
 	cargo fmt --all
