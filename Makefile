@@ -1,5 +1,5 @@
 # The menu.
-.PHONY: help run test lint bench format packages
+.PHONY: help run test lint bench bench-micro instructions instructions-accept format packages
 
 # Programs of a cluster, and all backends.
 ALL := --workspace --all-features
@@ -8,7 +8,7 @@ PROGRAMS := -p penstock -p penstock-gateway -p penstock-router -p penstockctl --
 	--features penstock-gateway/cluster,penstock-router/cluster
 
 help: ## This menu
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 21
 
 run: ## Start penstock here: MQTT on 127.0.0.1:1883, data in ./penstock-data
 	cargo run --bin penstock --
@@ -23,8 +23,17 @@ lint: ## Formatting and clippy, warnings are errors
 	cargo clippy --locked $(ALL) --all-targets -- -D warnings
 	@echo "make lint: clean"
 
-bench: packages ## Measure what a message and a connection cost, beside mosquitto (release build, some minutes)
-	cargo bench --locked -p penstock-tests --bench measure
+bench: packages ## Measure what a message and a connection cost, beside other brokers; some 25 minutes (ONLY=--help: parts of it)
+	cargo bench --locked -p penstock-tests --bench measure -- $(ONLY)
+
+bench-micro: ## Time the hot paths: decoder, encoder, trie, session, batcher, lane
+	cargo bench --locked -p penstock-mqtt -p penstock-gateway -p penstock-router --features penstock-gateway/bench --bench hot
+
+instructions: ## Count the instructions of the hot paths and compare with .ci/instructions.txt (needs valgrind)
+	.ci/instructions
+
+instructions-accept: ## Take the present counts as the new baseline
+	.ci/instructions --accept
 
 format: ## Format the sources
 	cargo fmt --all

@@ -7,6 +7,8 @@
 //! what it wants, `pause` and `drain` how it ends.
 
 mod admission;
+#[cfg(feature = "bench")]
+pub mod batcher;
 mod claims;
 pub mod config;
 mod connection;

@@ -1,289 +1,186 @@
-//! The load: MQTT 3.1.1 publishers on one thread, as cheap as they can be, so that the server is the bottleneck. Speaks to
-//! any broker. Not an oracle: it counts what is acknowledged, the ledger judges elsewhere.
+//! One scenario on one running system: starts `penstock-loadtest` on the load core, watches what the system takes meanwhile,
+//! and reads the result. The verdict is the generator's; what it failed has no figures.
+
+// A child process lives in real time: its end is polled with a deadline.
+#![allow(clippy::disallowed_methods)]
 
 use std::{
-    cell::RefCell,
-    net::{Ipv4Addr, SocketAddr},
-    rc::Rc,
-    time::Duration,
+    collections::BTreeMap,
+    fs::{self, File},
+    io::{Read, Write},
+    net::{SocketAddr, TcpStream},
+    process::{Child, Command, Stdio},
+    thread,
+    time::{Duration, Instant},
 };
 
-use anyhow::{Context, bail, ensure};
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::{TcpSocket, TcpStream},
-    task::LocalSet,
-    time::{Instant, sleep_until, timeout},
+use anyhow::{Context, bail};
+use serde_json::Value;
+
+use crate::{
+    ours,
+    results::Run,
+    scenarios::{HELD, MANY, Scenario},
+    systems::{Kind, System},
 };
 
-/// Whom to load, and as whom.
-#[derive(Clone, Debug)]
-pub struct Target {
-    /// Addresses; clients are spread over them.
-    pub addresses: Vec<SocketAddr>,
-    /// User name and password, for brokers that ask.
-    pub login: Option<(String, String)>,
+/// Core of the load, and of this process.
+pub const LOAD_CORE: &str = "1";
+/// Between two looks at the generator and the memory.
+const LOOK: Duration = Duration::from_millis(250);
+
+/// What was seen of the system while the load ran.
+struct Watched {
+    /// Resident bytes with seconds since the start.
+    rss: Vec<(f64, u64)>,
+    seconds: f64,
 }
 
-/// What an ingest run did.
-#[derive(Debug, Clone, Copy)]
-pub struct Ingested {
-    /// Publishes acknowledged (QoS 1) or written (QoS 0).
-    pub messages: u64,
-    /// Seconds.
-    pub seconds: f64,
-}
-
-/// Shape of an ingest run.
-#[derive(Debug, Clone, Copy)]
-pub struct Ingest {
-    /// Publishers.
-    pub clients: usize,
-    /// Publishes of a client that wait for their PUBACK.
-    pub window: usize,
-    /// Bytes.
-    pub payload: usize,
-    /// How long.
-    pub duration: Duration,
-}
-
-impl Target {
-    /// Connects one client; `source` spreads connections over loopback addresses, since one has 28,000 ports.
-    pub async fn connect(&self, index: usize, prefix: &str) -> anyhow::Result<TcpStream> {
-        let address = *self.addresses.get(index % self.addresses.len()).context("no address")?;
-        let socket = TcpSocket::new_v4()?;
-        let source = Ipv4Addr::new(127, 0, 1 + u8::try_from(index / 20_000)?, 1);
-        socket.bind(SocketAddr::from((source, 0)))?;
-        let mut stream = socket.connect(address).await?;
-        stream.set_nodelay(true)?;
-        stream.write_all(&self.hello(&format!("{prefix}-{index}"))).await?;
-        let mut answer = [0; 4];
-        timeout(Duration::from_secs(60), stream.read_exact(&mut answer)).await??;
-        ensure!(answer[0] == 0x20 && answer[3] == 0, "CONNACK {answer:?}");
-        Ok(stream)
+/// Runs a scenario. A scenario that fails is a result; an error is a fault of this program or of the machine.
+pub fn run(
+    kind: Kind,
+    system: &mut System,
+    scenario: Scenario,
+    round: u32,
+    seconds: u32,
+) -> anyhow::Result<Run> {
+    let mut run = Run::new(kind.name(), scenario.name(), round);
+    let arguments = arguments(system, scenario, seconds)?;
+    let (rss, cpu, commands) = (system.rss(), system.cpu_each(), appends(system));
+    let output = system.dir.path().join("load.json");
+    let mut child = start(&arguments, &output)?;
+    let watched = watch(&mut child, system, scenario, seconds);
+    let text = fs::read_to_string(&output)?;
+    let said = fs::read_to_string(output.with_extension("err"))?;
+    run.failure = watched.as_ref().err().map(ToString::to_string);
+    let Ok(result) = serde_json::from_str::<Value>(&text) else {
+        let last = said.lines().rfind(|line| !line.trim().is_empty()).unwrap_or("no result").to_owned();
+        run.failure.get_or_insert(last);
+        return Ok(run);
+    };
+    run.generator_bound = bound(&result);
+    run.failure = run.failure.or_else(|| failure(&result));
+    run.figures =
+        scenario.figures(&result).into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
+    if let Some(messages) = scenario.messages(&result) {
+        run.cpu = costs(&cpu, &system.cpu_each(), messages);
+        run.figures.insert("cpu_seconds_per_million".to_owned(), run.cpu.values().sum());
     }
+    if let (Ok(watched), Scenario::Connect) = (&watched, scenario) {
+        run.figures.extend(watched.idle(rss).map(|bytes| ("idle_bytes".to_owned(), bytes)));
+    }
+    let stored = result.pointer("/messages/acked").and_then(Value::as_f64).filter(|count| *count > 0.0);
+    if let (Some(before), Some(after), Some(stored)) = (commands, appends(system), stored) {
+        run.figures.insert("appends_per_message".to_owned(), (after - before) / stored);
+    }
+    Ok(run)
+}
 
-    fn hello(&self, client: &str) -> Vec<u8> {
-        let mut flags = 0x02;
-        let mut rest = Vec::new();
-        string(&mut rest, client.as_bytes());
-        if let Some((user, password)) = &self.login {
-            flags |= 0xc0;
-            string(&mut rest, user.as_bytes());
-            string(&mut rest, password.as_bytes());
+/// The command line of a scenario on a system, with the machine's own places in it.
+fn arguments(system: &mut System, scenario: Scenario, seconds: u32) -> anyhow::Result<Vec<String>> {
+    let mut words: Vec<String> = scenario.arguments(seconds).split(' ').map(str::to_owned).collect();
+    let mut targets = format!("mqtt://{}", system.target);
+    if let (Scenario::Takeover, Some(another)) = (scenario, &system.another) {
+        let (part, target) = another.start(system.dir.path(), "gateway-2")?;
+        system.parts.push(part);
+        targets = format!("{targets},mqtt://{target}");
+    }
+    let mut flag = |name: &str, value: String| words.extend([name.to_owned(), value]);
+    flag("--target", targets);
+    flag("--threads", "1".to_owned());
+    if let Some(login) = &system.login {
+        flag("--user-template", login.user.clone());
+        flag("--password-file", login.password_file.display().to_string());
+    }
+    if let (Some(door), Scenario::FanIn | Scenario::Push) = (system.door, scenario) {
+        flag("--messaging", format!("http://{door}"));
+    }
+    words.push("--json".to_owned());
+    Ok(words)
+}
+
+/// The command as the report shows it.
+pub fn command(scenario: Scenario, seconds: u32) -> String {
+    format!(
+        "taskset -c {LOAD_CORE} penstock-loadtest {} --threads 1 --json --target …",
+        scenario.arguments(seconds)
+    )
+}
+
+fn start(arguments: &[String], output: &std::path::Path) -> anyhow::Result<Child> {
+    Command::new("taskset")
+        .args(["-c", LOAD_CORE])
+        .arg(ours::program("penstock-loadtest"))
+        .args(arguments)
+        .stdin(Stdio::null())
+        .stdout(File::create(output)?)
+        .stderr(File::create(output.with_extension("err"))?)
+        .spawn()
+        .context("cannot start penstock-loadtest")
+}
+
+/// Waits for the generator's end; kills it when it takes too long.
+fn watch(child: &mut Child, system: &System, scenario: Scenario, seconds: u32) -> anyhow::Result<Watched> {
+    let (started, limit) = (Instant::now(), scenario.limit(seconds));
+    let mut rss = Vec::new();
+    while child.try_wait()?.is_none() {
+        if started.elapsed() > limit {
+            child.kill()?;
+            child.wait()?;
+            bail!("more than {} s", limit.as_secs());
         }
-        let mut body = b"\0\x04MQTT\x04".to_vec();
-        body.push(flags);
-        body.extend(60u16.to_be_bytes());
-        body.extend(rest);
-        packet(0x10, &body)
-    }
-}
-
-fn string(out: &mut Vec<u8>, value: &[u8]) {
-    out.extend((value.len() as u16).to_be_bytes());
-    out.extend(value);
-}
-
-fn packet(kind: u8, body: &[u8]) -> Vec<u8> {
-    let mut out = vec![kind];
-    let mut length = body.len();
-    loop {
-        let byte = (length % 128) as u8;
-        length /= 128;
-        out.push(if length > 0 { byte | 0x80 } else { byte });
-        if length == 0 {
-            break;
+        if scenario == Scenario::Connect {
+            rss.push((started.elapsed().as_secs_f64(), system.rss()));
         }
+        thread::sleep(LOOK);
     }
-    out.extend(body);
-    out
+    Ok(Watched { rss, seconds: started.elapsed().as_secs_f64() })
 }
 
-/// A PUBLISH with packet identifier 0, and where the identifier is.
-fn publish(topic: &str, payload: usize, qos: u8) -> (Vec<u8>, usize) {
-    let mut body = Vec::new();
-    string(&mut body, topic.as_bytes());
-    if qos > 0 {
-        body.extend([0, 0]);
-    }
-    body.resize(body.len() + payload, b'x');
-    let out = packet(0x30 | (qos << 1), &body);
-    let id = out.len() - payload - 2;
-    (out, id)
-}
-
-/// Publishes as fast as the window allows.
-pub async fn ingest(target: &Target, shape: Ingest, qos: u8) -> anyhow::Result<Ingested> {
-    let local = LocalSet::new();
-    let total = Rc::new(RefCell::new(0u64));
-    let mut streams = Vec::new();
-    for index in 0..shape.clients {
-        streams.push(target.connect(index, "ingest").await?);
-    }
-    let started = Instant::now();
-    let until = started + shape.duration;
-    let tasks: Vec<_> = streams
-        .into_iter()
-        .enumerate()
-        .map(|(index, stream)| {
-            let total = Rc::clone(&total);
-            local.spawn_local(async move {
-                let done = match qos {
-                    0 => flood(stream, index, shape, until).await?,
-                    _ => publisher(stream, index, shape, until).await?,
-                };
-                *total.borrow_mut() += done;
-                anyhow::Ok(())
-            })
-        })
-        .collect();
-    local
-        .run_until(async {
-            for task in tasks {
-                task.await??;
-            }
-            anyhow::Ok(())
-        })
-        .await?;
-    let messages = *total.borrow();
-    Ok(Ingested { messages, seconds: started.elapsed().as_secs_f64() })
-}
-
-async fn publisher(
-    mut stream: TcpStream,
-    index: usize,
-    shape: Ingest,
-    until: Instant,
-) -> anyhow::Result<u64> {
-    let (message, id_at) = publish(&format!("bench/client/{index}"), shape.payload, 1);
-    let (mut acked, mut under_way, mut id) = (0u64, 0usize, 0u16);
-    let mut out = Vec::with_capacity(message.len() * shape.window);
-    let mut buffer = vec![0; 16 * 1024];
-    let mut partial = 0usize;
-    loop {
-        out.clear();
-        let open = Instant::now() < until;
-        while open && under_way < shape.window {
-            id = if id == u16::MAX { 1 } else { id + 1 };
-            let at = out.len() + id_at;
-            out.extend_from_slice(&message);
-            out[at..at + 2].copy_from_slice(&id.to_be_bytes());
-            under_way += 1;
-        }
-        if !out.is_empty() {
-            stream.write_all(&out).await?;
-        }
-        if under_way == 0 {
-            return Ok(acked);
-        }
-        let read = timeout(Duration::from_secs(60), stream.read(&mut buffer))
-            .await
-            .context("no PUBACK for 60 s")??;
-        if read == 0 {
-            bail!("the broker closed the connection");
-        }
-        let whole = (partial + read) / 4;
-        partial = (partial + read) % 4;
-        acked += whole as u64;
-        under_way -= whole;
+impl Watched {
+    /// Bytes of a connection in the middle of the time in which all were held.
+    fn idle(&self, before: u64) -> Option<f64> {
+        let middle = self.seconds - f64::from(HELD) / 2.0;
+        let far = |at: f64| (at - middle).abs();
+        let nearest = self.rss.iter().min_by(|a, b| far(a.0).total_cmp(&far(b.0)))?;
+        Some(nearest.1.saturating_sub(before) as f64 / f64::from(MANY))
     }
 }
 
-/// QoS 0: writes as fast as the socket takes it.
-async fn flood(mut stream: TcpStream, index: usize, shape: Ingest, until: Instant) -> anyhow::Result<u64> {
-    let (message, _) = publish(&format!("bench/client/{index}"), shape.payload, 0);
-    let burst = message.repeat(shape.window);
-    let mut sent = 0;
-    while Instant::now() < until {
-        stream.write_all(&burst).await?;
-        sent += shape.window as u64;
-        tokio::task::yield_now().await;
-    }
-    Ok(sent)
+/// CPU seconds of each part for a million messages.
+fn costs(before: &[(String, f64)], after: &[(String, f64)], messages: f64) -> BTreeMap<String, f64> {
+    let cost = |((name, now), (_, then)): (&(String, f64), &(String, f64))| {
+        (name.clone(), (now - then) / messages * 1e6)
+    };
+    after.iter().zip(before).map(cost).collect()
 }
 
-/// PUBLISH→PUBACK times at a fixed rate, seconds, sorted; a late send counts from when it was due.
-pub async fn latency(
-    target: &Target,
-    clients: usize,
-    rate: u32,
-    duration: Duration,
-) -> anyhow::Result<Vec<f64>> {
-    let local = LocalSet::new();
-    let started = Instant::now() + Duration::from_millis(100);
-    let gap = Duration::from_secs(1) * u32::try_from(clients)? / rate;
-    let mut tasks = Vec::new();
-    for index in 0..clients {
-        let mut stream = target.connect(index, "latency").await?;
-        let offset = gap * u32::try_from(index)? / u32::try_from(clients)?;
-        tasks.push(local.spawn_local(async move {
-            let (message, id_at) = publish(&format!("bench/client/{index}"), 64, 1);
-            let mut times = Vec::new();
-            let mut due = started + offset;
-            while due < started + duration {
-                sleep_until(due).await;
-                let mut out = message.clone();
-                out[id_at + 1] = 1;
-                stream.write_all(&out).await?;
-                let mut ack = [0; 4];
-                timeout(Duration::from_secs(60), stream.read_exact(&mut ack)).await??;
-                times.push(due.elapsed().as_secs_f64());
-                due += gap;
-            }
-            anyhow::Ok(times)
-        }));
-    }
-    let mut all = Vec::new();
-    local
-        .run_until(async {
-            for task in tasks {
-                all.extend(task.await??);
-            }
-            anyhow::Ok(())
-        })
-        .await?;
-    all.sort_by(f64::total_cmp);
-    Ok(all)
+/// Why the run counts for nothing.
+fn failure(result: &Value) -> Option<String> {
+    let passed = result.get("passed").and_then(Value::as_bool).unwrap_or(false);
+    let failures = result.get("failures").and_then(Value::as_array).into_iter().flatten();
+    let failures: Vec<&str> = failures.filter_map(Value::as_str).collect();
+    (!passed).then(|| if failures.is_empty() { "failed".to_owned() } else { failures.join(", ") })
 }
 
-/// Connects clients, some at a time, and gives them back with the seconds it took.
-pub async fn connect_all(
-    target: &Target,
-    clients: usize,
-    at_a_time: usize,
-) -> anyhow::Result<(Vec<TcpStream>, f64)> {
-    let local = LocalSet::new();
-    let next = Rc::new(RefCell::new(0usize));
-    let streams = Rc::new(RefCell::new(Vec::with_capacity(clients)));
-    let started = Instant::now();
-    let tasks: Vec<_> = (0..at_a_time)
-        .map(|_| {
-            let (next, streams, target) = (Rc::clone(&next), Rc::clone(&streams), target.clone());
-            local.spawn_local(async move {
-                loop {
-                    let index = {
-                        let mut next = next.borrow_mut();
-                        *next += 1;
-                        *next - 1
-                    };
-                    if index >= clients {
-                        return anyhow::Ok(());
-                    }
-                    let stream = target.connect(index, "idle").await?;
-                    streams.borrow_mut().push(stream);
-                }
-            })
-        })
-        .collect();
-    local
-        .run_until(async {
-            for task in tasks {
-                task.await??;
-            }
-            anyhow::Ok(())
-        })
-        .await?;
-    let seconds = started.elapsed().as_secs_f64();
-    Ok((streams.take(), seconds))
+fn bound(result: &Value) -> Option<String> {
+    let is_bound = result.get("generator_bound").and_then(Value::as_bool).unwrap_or(false);
+    let reason = result.get("generator_bound_reason").and_then(Value::as_str).unwrap_or("it says no more");
+    is_bound.then(|| reason.to_owned())
+}
+
+/// XADD commands that the system's Redis has executed.
+fn appends(system: &System) -> Option<f64> {
+    let text = info(system.redis?).ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("cmdstat_xadd:calls="))?;
+    line.split(',').next()?.parse().ok()
+}
+
+fn info(redis: SocketAddr) -> std::io::Result<String> {
+    let mut stream = TcpStream::connect(redis)?;
+    stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+    stream.write_all(b"INFO commandstats\r\nQUIT\r\n")?;
+    let mut text = Vec::new();
+    stream.read_to_end(&mut text)?;
+    Ok(String::from_utf8_lossy(&text).into_owned())
 }

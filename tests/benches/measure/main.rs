@@ -1,138 +1,214 @@
-//! What a message and a connection cost, beside mosquitto in the same run: everything that serves on core 0, the load on
-//! core 1. Run with `make bench`; it builds release binaries, takes some minutes and prints a table.
-#![allow(clippy::print_stdout, clippy::indexing_slicing)]
+//! What a message and a connection cost, beside other brokers in the same run: everything that serves on core 0, the load
+//! (`penstock-loadtest`) on core 1. Run with `make bench`; `make bench ONLY=--help` tells the rest. It builds release
+//! programs, writes `target/bench/results.json` and, after a whole run, docs/performance.md and its picture.
+#![allow(clippy::print_stdout, clippy::print_stderr)]
 
+mod budgets;
 mod load;
+mod machine;
+mod options;
+mod ours;
 mod parts;
+mod peers;
+mod plot;
+mod report;
+mod results;
+mod scenarios;
 mod systems;
 
-use std::{env, path::PathBuf, process::Command, time::Duration};
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+    process::{Command, ExitCode},
+};
 
 use anyhow::{Context, ensure};
-use load::Ingest;
-use penstock_client::{Client, GroupSpec, Start};
-use systems::System;
-use tokio::time::Instant;
+use clap::Parser;
+use options::Options;
+use results::{Facts, Results, Run};
+use systems::{KINDS, Kind, System};
 
-/// One line of the table.
-struct Row {
-    what: String,
-    value: String,
-}
+/// Load of the machine above which figures are doubtful.
+const QUIET: f64 = 0.7;
 
-fn main() -> anyhow::Result<()> {
-    let bin = build()?;
-    // The load is one thread on its own core.
-    ensure!(
-        Command::new("taskset")
-            .args(["-cp", "1", &std::process::id().to_string()])
-            .output()?
-            .status
-            .success()
-    );
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let wanted: Vec<String> = env::args().skip(1).filter(|argument| !argument.starts_with("--")).collect();
-    for name in ["mosquitto", "cluster", "fsync", "standalone"] {
-        if !wanted.is_empty() && !wanted.iter().any(|own| own == name) {
-            continue;
+fn main() -> ExitCode {
+    let options = Options::parse();
+    let kinds = match options.kinds() {
+        Ok(kinds) => kinds,
+        Err(fault) => {
+            eprintln!("{fault}");
+            return ExitCode::from(2);
         }
-        let system = match name {
-            "mosquitto" => systems::mosquitto()?,
-            "cluster" => systems::cluster(&bin, "everysec")?,
-            "fsync" => systems::cluster(&bin, "always")?,
-            _ => systems::standalone(&bin)?,
-        };
-        systems::prepare(&bin, &system)?;
-        let rows = runtime.block_on(measure(&system))?;
-        println!("\n{}", system.name);
-        for row in rows {
-            println!("  {:<44} {}", row.what, row.value);
+    };
+    match measure(&options, &kinds) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("bench: {error:#}");
+            ExitCode::FAILURE
         }
     }
+}
+
+fn measure(options: &Options, kinds: &[Kind]) -> anyhow::Result<()> {
+    if options.list {
+        list(options);
+        return Ok(());
+    }
+    let kept = target()?.join("bench/results.json");
+    if options.render {
+        return document(&Results::read(&kept)?);
+    }
+    build()?;
+    stay_on_the_load_core()?;
+    let mut results = run(options, kinds)?;
+    println!("{}", report::render(&results));
+    if options.write && !options.is_whole() {
+        let mut older = Results::read(&kept)?;
+        older.replace(results);
+        results = older;
+    }
+    results.write(&kept)?;
+    eprintln!("bench: results are in {}", kept.display());
+    if options.is_whole() || options.write { document(&results) } else { Ok(()) }
+}
+
+fn list(options: &Options) {
+    println!("systems:");
+    for kind in KINDS {
+        println!("  {:<14} {}", kind.name(), kind.missing().unwrap_or_else(|| kind.version()));
+    }
+    println!("scenarios:");
+    for scenario in scenarios::SCENARIOS {
+        println!("  {:<14} {}", scenario.name(), scenario.arguments(options.seconds));
+    }
+}
+
+/// Rounds over all systems, so that what changes with time touches all of them alike; each system is started afresh.
+fn run(options: &Options, kinds: &[Kind]) -> anyhow::Result<Results> {
+    let mut results = Results {
+        started_at: machine::now(),
+        machine: machine::describe(),
+        rounds: options.rounds,
+        seconds: options.seconds,
+        ..Results::default()
+    };
+    if machine::load() > QUIET {
+        let load = machine::load();
+        eprintln!("bench: the machine is busy (load {load:.1}): the figures will be worse than they are");
+        results.machine.push(format!("**busy with other work when it began: load {load:.1}**"));
+    }
+    for round in 1..=options.rounds {
+        for kind in kinds {
+            if let Some(missing) = kind.missing() {
+                if round == 1 {
+                    eprintln!("bench: {} is left out: {missing}", kind.name());
+                    let facts = Facts { missing: Some(missing), ..Facts::default() };
+                    results.systems.insert(kind.name().to_owned(), facts);
+                }
+                continue;
+            }
+            one_system(options, *kind, round, &mut results)?;
+        }
+    }
+    Ok(results)
+}
+
+fn one_system(options: &Options, kind: Kind, round: u32, results: &mut Results) -> anyhow::Result<()> {
+    let scenarios: Vec<_> =
+        options.scenarios().into_iter().filter(|scenario| kind.takes(*scenario)).collect();
+    if scenarios.is_empty() {
+        return Ok(());
+    }
+    let mut system = match kind.start() {
+        Ok(system) => system,
+        Err(error) => return refused(kind, round, &error, &scenarios, results),
+    };
+    for scenario in scenarios {
+        eprint!("bench: round {round}/{}: {}, {} …", options.rounds, kind.name(), scenario.name());
+        let run = load::run(kind, &mut system, scenario, round, options.seconds)?;
+        eprintln!(" {}", told(&run));
+        results.runs.push(run);
+    }
+    remember(kind, &system, results);
     Ok(())
 }
 
-fn build() -> anyhow::Result<PathBuf> {
-    let packages = ["-p", "penstock", "-p", "penstock-gateway", "-p", "penstock-router", "-p", "penstockctl"];
-    let features = ["--features", "penstock-gateway/cluster,penstock-router/cluster"];
-    let status =
-        Command::new(env!("CARGO")).args(["build", "--release"]).args(packages).args(features).status()?;
-    ensure!(status.success(), "the release build failed");
-    let exe = env::current_exe()?;
-    let target = exe.ancestors().nth(3).context("no target directory")?;
-    Ok(target.join("release"))
+/// A peer that does not start is a line of the report; Penstock that does not start is an error.
+fn refused(
+    kind: Kind,
+    round: u32,
+    error: &anyhow::Error,
+    scenarios: &[scenarios::Scenario],
+    results: &mut Results,
+) -> anyhow::Result<()> {
+    ensure!(!kind.is_ours(), "{} does not start: {error:#}", kind.name());
+    eprintln!("bench: {} does not start: {error:#}", kind.name());
+    results.runs.extend(scenarios.iter().map(|scenario| {
+        let mut run = Run::new(kind.name(), scenario.name(), round);
+        run.failure = Some("it did not start".to_owned());
+        run
+    }));
+    Ok(())
 }
 
-async fn measure(system: &System) -> anyhow::Result<Vec<Row>> {
-    let mut rows = Vec::new();
-    let mut row = |what: &str, value: String| rows.push(Row { what: what.to_owned(), value });
-    // What is idle and slow first: floods leave memory and work behind.
-    let times = load::latency(&system.target, 100, 1_000, Duration::from_secs(8)).await?;
-    let at = |share: f64| times[((times.len() - 1) as f64 * share) as usize] * 1e3;
-    row(
-        "PUBACK at 1,000/s, p50 / p99 / p99.9 ms",
-        format!("{:.2} / {:.2} / {:.2}", at(0.5), at(0.99), at(0.999)),
+fn remember(kind: Kind, system: &System, results: &mut Results) {
+    let facts = Facts { version: kind.version(), commands: system.commands(), missing: None };
+    results.systems.insert(kind.name().to_owned(), facts);
+}
+
+fn told(run: &Run) -> String {
+    if let Some(failure) = &run.failure {
+        return format!("failed: {failure}");
+    }
+    let figures: Vec<String> =
+        run.figures.iter().map(|(name, value)| format!("{name} {}", budgets::short(*value))).collect();
+    let bound = if run.generator_bound.is_some() { " (the generator was the limit)" } else { "" };
+    figures.join(", ") + bound
+}
+
+/// The repository's top.
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+/// Cargo's target directory: this program lies in <target>/release/deps.
+fn target() -> anyhow::Result<PathBuf> {
+    Ok(env::current_exe()?.ancestors().nth(3).context("no target directory")?.to_owned())
+}
+
+fn document(results: &Results) -> anyhow::Result<()> {
+    report::write(&root().join("docs/performance.md"), results)?;
+    fs::write(root().join("docs/performance.svg"), plot::render(results))?;
+    eprintln!("bench: docs/performance.md and docs/performance.svg are written");
+    Ok(())
+}
+
+/// Builds the programs, with the optimisation that this program has.
+fn build() -> anyhow::Result<()> {
+    let mut command = Command::new(env!("CARGO"));
+    command.args([
+        "build",
+        "--release",
+        "--bins",
+        "--features",
+        "penstock-gateway/cluster,penstock-router/cluster",
+    ]);
+    for package in ["penstock", "penstock-gateway", "penstock-router", "penstockctl", "penstock-loadtest"] {
+        command.args(["-p", package]);
+    }
+    ensure!(command.current_dir(root()).status()?.success(), "the release build failed");
+    ours::programs_are_in(target()?.join("release"));
+    Ok(())
+}
+
+/// Nothing of this process disturbs the core that is measured.
+fn stay_on_the_load_core() -> anyhow::Result<()> {
+    let own = std::process::id().to_string();
+    let output = Command::new("taskset").args(["-cp", load::LOAD_CORE, &own]).output().context("taskset")?;
+    ensure!(
+        output.status.success(),
+        "taskset: {} (two cores are needed)",
+        String::from_utf8_lossy(&output.stderr)
     );
-    let before = system.rss(&["gateway", "router", "penstock", "mosquitto"]);
-    let (held, took) = load::connect_all(&system.target, 10_000, 200).await?;
-    tokio::time::sleep(Duration::from_secs(2)).await;
-    let after = system.rss(&["gateway", "router", "penstock", "mosquitto"]);
-    row("CONNECT/s (10,000, 200 at a time)", format!("{:.0}", held.len() as f64 / took));
-    let each = after.saturating_sub(before) as f64 / held.len() as f64 / 1024.0;
-    row("memory of an idle connection (10,000)", format!("{each:.2} KiB"));
-    drop(held);
-    let seconds = Duration::from_secs(8);
-    for (what, payload, window, qos) in
-        [("QoS 1, 64 B", 64, 16, 1), ("QoS 1, 1 KiB", 1_024, 16, 1), ("QoS 0, 64 B", 64, 64, 0)]
-    {
-        let warm = Ingest { clients: 100, window, payload, duration: Duration::from_secs(1) };
-        load::ingest(&system.target, warm, 1).await?;
-        let (before, each) = (system.cpu(), system.cpu_each());
-        let done = load::ingest(&system.target, Ingest { duration: seconds, ..warm }, qos).await?;
-        let million = done.messages as f64 / 1e6;
-        let parts: Vec<String> = system
-            .cpu_each()
-            .iter()
-            .zip(&each)
-            .map(|((name, now), (_, then))| format!("{name} {:.2}", (now - then) / million))
-            .collect();
-        row(
-            what,
-            format!(
-                "{:.0} k/s, {:.2} CPU s/1M ({})",
-                done.messages as f64 / done.seconds / 1e3,
-                (system.cpu() - before) / million,
-                parts.join(", ")
-            ),
-        );
-    }
-    if system.door.is_some() {
-        row("one group consumer, 64 B, handed out and acked", consume(system).await?);
-    }
-    Ok(rows)
-}
-
-/// A backlog of a million records, read and acknowledged by one consumer.
-async fn consume(system: &System) -> anyhow::Result<String> {
-    let (door, user, password) = system.door.as_ref().context("no door")?;
-    let client = Client::builder().server(door).credentials(user, password).connect_lazy()?;
-    client.create_group(&GroupSpec::new("measure").start(Start::Latest)).await?;
-    let shape = Ingest { clients: 100, window: 16, payload: 64, duration: Duration::from_secs(4) };
-    let stored = load::ingest(&system.target, shape, 1).await?.messages;
-    let mut consumer = client.consumer("measure").credit(50_000).start();
-    let started = Instant::now();
-    let cpu = system.cpu();
-    let mut seen = 0u64;
-    while seen < stored {
-        let batch = tokio::time::timeout(Duration::from_secs(20), consumer.next_batch())
-            .await
-            .context("nothing came")??;
-        seen += batch.decode()?.len() as u64;
-        consumer.ack_batch(&batch)?;
-    }
-    let seconds = started.elapsed().as_secs_f64();
-    let cost = (system.cpu() - cpu) / (seen as f64 / 1e6);
-    consumer.close().await?;
-    client.delete_group("measure").await?;
-    Ok(format!("{:.0} k/s, {cost:.2} CPU s/1M", seen as f64 / seconds / 1e3))
+    Ok(())
 }

@@ -1,159 +1,166 @@
-//! What is measured: Penstock as a cluster (etcd, Redis, one router, one gateway), Penstock in one process, mosquitto.
+//! What is measured: a name, where to reach it, and the processes that make it. [`crate::ours`] and [`crate::peers`] start
+//! them; every start is a fresh one on an empty directory.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-    process::Command,
-};
+use std::{net::SocketAddr, path::PathBuf};
 
-use anyhow::{Context, ensure};
 use tempfile::TempDir;
 
-use crate::{
-    load::Target,
-    parts::{Part, free_address},
-};
+use crate::{ours, parts::Part, peers, scenarios::Scenario};
 
-const PASSWORD: &str = "measure-measure";
+/// A system that can be started.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Kind {
+    /// etcd, Redis (everysec), router, gateway.
+    Cluster,
+    /// The same with fsync before PUBACK.
+    ClusterFsync,
+    /// `penstock`, synced before PUBACK.
+    Standalone,
+    Mosquitto,
+    /// JetStream in files, synced now and then.
+    Nats,
+    /// JetStream in files, synced before PUBACK.
+    NatsFsync,
+    Rumqttd,
+    Rmqtt,
+    Rabbitmq,
+}
 
-/// Something that speaks MQTT, with everything that it needs.
+/// In the order of the table.
+pub const KINDS: &[Kind] = &[
+    Kind::Cluster,
+    Kind::ClusterFsync,
+    Kind::Standalone,
+    Kind::Mosquitto,
+    Kind::Nats,
+    Kind::NatsFsync,
+    Kind::Rumqttd,
+    Kind::Rmqtt,
+    Kind::Rabbitmq,
+];
+
+/// A user and where their password is.
+#[derive(Clone)]
+pub struct Login {
+    /// MQTT user name.
+    pub user: String,
+    /// File with the password.
+    pub password_file: PathBuf,
+}
+
+/// A running system.
 pub struct System {
-    /// For the table.
-    pub name: &'static str,
-    /// Where and as whom.
-    pub target: Target,
-    /// gRPC door, and the user and password of a service.
-    pub door: Option<(String, String, String)>,
-    parts: Vec<Part>,
-    _dir: TempDir,
+    /// Where clients connect.
+    pub target: SocketAddr,
+    /// For brokers that ask.
+    pub login: Option<Login>,
+    /// Penstock's gRPC door.
+    pub door: Option<SocketAddr>,
+    /// Its Redis.
+    pub redis: Option<SocketAddr>,
+    /// Everything that serves.
+    pub parts: Vec<Part>,
+    /// Names of the parts whose memory a connection takes; all when empty.
+    pub holders: &'static [&'static str],
+    /// Starts another place to connect to, for a takeover across two.
+    pub another: Option<ours::Gateway>,
+    /// Removed at the end, after the parts.
+    pub dir: TempDir,
 }
 
 impl System {
-    /// CPU seconds of all parts.
-    pub fn cpu(&self) -> f64 {
-        self.parts.iter().map(Part::cpu).sum()
-    }
-
     /// CPU seconds of each part.
     pub fn cpu_each(&self) -> Vec<(String, f64)> {
-        self.parts.iter().map(|part| (part.name().to_owned(), part.cpu())).collect()
+        self.parts.iter().map(|part| (part.name.clone(), part.cpu())).collect()
     }
 
-    /// Resident bytes of the parts with these names, all if none is given.
-    pub fn rss(&self, names: &[&str]) -> u64 {
-        self.parts.iter().filter(|part| names.is_empty() || names.contains(&part.name())).map(Part::rss).sum()
+    /// Resident bytes of the parts that hold connections.
+    pub fn rss(&self) -> u64 {
+        let holds = |part: &&Part| self.holders.is_empty() || self.holders.contains(&part.name.as_str());
+        self.parts.iter().filter(holds).map(Part::rss).sum()
+    }
+
+    /// The commands that made it.
+    pub fn commands(&self) -> Vec<String> {
+        self.parts.iter().map(|part| part.command.clone()).collect()
     }
 }
 
-fn arguments(text: &str) -> Vec<String> {
-    text.split_whitespace().map(str::to_owned).collect()
-}
+impl Kind {
+    /// For the command line and the results.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Cluster => "cluster",
+            Self::ClusterFsync => "cluster-fsync",
+            Self::Standalone => "standalone",
+            Self::Mosquitto => "mosquitto",
+            Self::Nats => "nats",
+            Self::NatsFsync => "nats-fsync",
+            Self::Rumqttd => "rumqttd",
+            Self::Rmqtt => "rmqtt",
+            Self::Rabbitmq => "rabbitmq",
+        }
+    }
 
-/// mosquitto without persistence, Nagle off.
-pub fn mosquitto() -> anyhow::Result<System> {
-    let dir = TempDir::new()?;
-    let address = free_address()?;
-    let config = dir.path().join("mosquitto.conf");
-    let text = format!(
-        "listener {} 127.0.0.1\nallow_anonymous true\npersistence false\nset_tcp_nodelay true\nmax_inflight_messages 0\n\
-         max_queued_messages 0\nlog_type error\nuser root\n",
-        address.port()
-    );
-    fs::write(&config, text)?;
-    let run = vec!["-c".to_owned(), config.display().to_string()];
-    let mut part = Part::start(dir.path(), "mosquitto", &PathBuf::from("mosquitto"), &run, &[])?;
-    part.wait_for(address)?;
-    let target = Target { addresses: vec![address], login: None };
-    Ok(System { name: "mosquitto", target, door: None, parts: vec![part], _dir: dir })
-}
+    /// For the table's head.
+    pub fn title(self) -> &'static str {
+        match self {
+            Self::Cluster => "Penstock cluster",
+            Self::ClusterFsync => "cluster, fsync",
+            Self::Standalone => "`penstock`",
+            Self::Mosquitto => "mosquitto",
+            Self::Nats => "NATS JetStream",
+            Self::NatsFsync => "NATS, fsync",
+            Self::Rumqttd => "rumqttd",
+            Self::Rmqtt => "rmqtt",
+            Self::Rabbitmq => "RabbitMQ",
+        }
+    }
 
-/// `penstock` on its embedded store, synced before PUBACK.
-pub fn standalone(bin: &Path) -> anyhow::Result<System> {
-    let dir = TempDir::new()?;
-    let (mqtt, grpc, admin) = (free_address()?, free_address()?, free_address()?);
-    let run = arguments(&format!(
-        "--data-dir {} --shards 1 --mqtt-listen {mqtt} --grpc-listen {grpc} --admin-listen {admin}",
-        dir.path().join("data").display()
-    ));
-    let run: Vec<String> = run.into_iter().filter(|part| !part.is_empty()).collect();
-    let env = [("PENSTOCK_DEMO_PASSWORD", PASSWORD), ("PENSTOCK_ADMIN_PASSWORD", PASSWORD)];
-    let mut part = Part::start(dir.path(), "penstock", &bin.join("penstock"), &run, &env)?;
-    part.wait_for(grpc)?;
-    part.wait_for(mqtt)?;
-    let system = System {
-        name: "penstock, one process, synced",
-        target: Target { addresses: vec![mqtt], login: Some(("bench/load".to_owned(), PASSWORD.to_owned())) },
-        door: Some((format!("http://{grpc}"), "bench/reader".to_owned(), PASSWORD.to_owned())),
-        parts: vec![part],
-        _dir: dir,
-    };
-    Ok(system)
-}
+    /// What a PUBACK of it means.
+    pub fn stored(self) -> &'static str {
+        match self {
+            Self::Cluster | Self::Nats => "page cache",
+            Self::ClusterFsync | Self::Standalone | Self::NatsFsync => "fsync",
+            Self::Mosquitto | Self::Rumqttd | Self::Rmqtt | Self::Rabbitmq => "no",
+        }
+    }
 
-/// etcd, Redis (everysec), one router, one gateway with one shard.
-pub fn cluster(bin: &Path, fsync: &str) -> anyhow::Result<System> {
-    let dir = TempDir::new()?;
-    let at = dir.path();
-    let (etcd, peer, redis) = (free_address()?, free_address()?, free_address()?);
-    let run = arguments(&format!(
-        "--data-dir {} --listen-client-urls http://{etcd} --advertise-client-urls http://{etcd} --listen-peer-urls \
-         http://{peer} --initial-advertise-peer-urls http://{peer} --initial-cluster default=http://{peer} --log-level error",
-        at.join("etcd").display()
-    ));
-    let mut parts = vec![Part::start(at, "etcd", &PathBuf::from("etcd"), &run, &[])?];
-    let run = arguments(&format!(
-        "--port {} --bind 127.0.0.1 --dir {} --appendonly yes --appendfsync {fsync} --save",
-        redis.port(),
-        at.display()
-    ));
-    let run: Vec<String> = run.into_iter().chain([String::new()]).collect();
-    parts.push(Part::start(at, "redis", &PathBuf::from("redis-server"), &run, &[])?);
-    parts[0].wait_for(etcd)?;
-    parts[1].wait_for(redis)?;
-    let (mqtt, link, grpc) = (free_address()?, free_address()?, free_address()?);
-    let (admin_gateway, admin_router) = (free_address()?, free_address()?);
-    let durability = if fsync == "always" { "fsynced" } else { "memory" };
-    let run = arguments(&format!(
-        "--etcd http://{etcd} --redis redis://{redis} --durability {durability} --link-listen {link} --grpc-listen {grpc} \
-         --admin-listen {admin_router}"
-    ));
-    let env = [("PENSTOCK_ADMIN_PASSWORD", PASSWORD)];
-    let mut router = Part::start(at, "router", &bin.join("penstock-router"), &run, &env)?;
-    router.wait_for(grpc)?;
-    parts.push(router);
-    let run = arguments(&format!(
-        "--etcd http://{etcd} --mqtt-listen {mqtt} --admin-listen {admin_gateway} --shards 1"
-    ));
-    let mut gateway = Part::start(at, "gateway", &bin.join("penstock-gateway"), &run, &[])?;
-    gateway.wait_for(mqtt)?;
-    parts.push(gateway);
-    Ok(System {
-        name: if fsync == "always" { "penstock, cluster, fsync" } else { "penstock, cluster, everysec" },
-        target: Target { addresses: vec![mqtt], login: Some(("bench/load".to_owned(), PASSWORD.to_owned())) },
-        door: Some((format!("http://{grpc}"), "bench/reader".to_owned(), PASSWORD.to_owned())),
-        parts,
-        _dir: dir,
-    })
-}
+    /// Whether it is Penstock.
+    pub fn is_ours(self) -> bool {
+        matches!(self, Self::Cluster | Self::ClusterFsync | Self::Standalone)
+    }
 
-/// Creates the tenant and its users through the door, as an operator would.
-pub fn prepare(bin: &Path, system: &System) -> anyhow::Result<()> {
-    let Some((door, _, _)) = &system.door else { return Ok(()) };
-    let dir = TempDir::new()?;
-    let secret = dir.path().join("password");
-    fs::write(&secret, PASSWORD)?;
-    let ctl = |text: &str| -> anyhow::Result<()> {
-        let output = Command::new(bin.join("penstockctl"))
-            .args(["--server", door, "--user", "system/admin"])
-            .args(text.split_whitespace())
-            .env("PENSTOCK_PASSWORD", PASSWORD)
-            .output()
-            .context("penstockctl")?;
-        ensure!(output.status.success(), "penstockctl {text}: {}", String::from_utf8_lossy(&output.stderr));
-        Ok(())
-    };
-    ctl("tenant create bench --connections 200000")?;
-    let file = secret.display();
-    ctl(&format!("user add bench/load --role device --new-password-file {file}"))?;
-    ctl(&format!("user add bench/reader --role service --new-password-file {file}"))
+    /// Whether this scenario tells something of it within the time there is.
+    pub fn takes(self, scenario: Scenario) -> bool {
+        match self {
+            // Only what differs by the sync.
+            Self::ClusterFsync | Self::NatsFsync => {
+                matches!(scenario, Scenario::Qos1Small | Scenario::Latency | Scenario::FanIn)
+            }
+            // It takes connections one by one, a millisecond each, and knows no takeover.
+            Self::Rumqttd => !matches!(scenario, Scenario::Storm | Scenario::Takeover | Scenario::Push),
+            // Some 500 connects a second: connecting 10,000 would take longer than all the rest.
+            Self::Rabbitmq => {
+                matches!(scenario, Scenario::Qos1Small | Scenario::Qos0 | Scenario::Latency | Scenario::FanIn)
+            }
+            Self::Cluster | Self::Standalone => true,
+            Self::Mosquitto | Self::Nats | Self::Rmqtt => scenario != Scenario::Push,
+        }
+    }
+
+    /// Why it can't be started here: what is missing and how to install it. None: it can.
+    pub fn missing(self) -> Option<String> {
+        if self.is_ours() { ours::missing(self) } else { peers::missing(self) }
+    }
+
+    /// What the program says of its version.
+    pub fn version(self) -> String {
+        if self.is_ours() { format!("penstock {}", env!("CARGO_PKG_VERSION")) } else { peers::version(self) }
+    }
+
+    /// Starts it.
+    pub fn start(self) -> anyhow::Result<System> {
+        if self.is_ours() { ours::start(self) } else { peers::start(self) }
+    }
 }
