@@ -4,9 +4,11 @@
 use crate::{
     results::Results,
     scenarios::Scenario::{
-        self, Connect, FanIn, Latency, Push, Qos0, Qos1Medium, Qos1Small, Storm, Takeover,
+        self, Connect, FanIn, Latency, Push, Qos0, Qos1Large, Qos1Medium, Qos1Small, Storm, Takeover,
     },
-    systems::Kind::{self, Cluster, ClusterFsync, Mosquitto, Nats, NatsFsync, Rmqtt, Rumqttd, Standalone},
+    systems::Kind::{
+        self, Cluster, ClusterFsync, Mosquitto, Nats, NatsFsync, Redis, Rmqtt, Rumqttd, Standalone,
+    },
 };
 
 /// Where a figure is.
@@ -42,6 +44,7 @@ pub const BUDGETS: &[Budget] = &[
     at_least("QoS 1, 64 B, of rumqttd", (Cluster, Qos1Small, RATE), 0.8, (Rumqttd, Qos1Small, RATE)),
     below("QoS 1, 64 B, CPU s a million, all parts", (Cluster, Qos1Small, "cpu_seconds_per_million"), 3.5),
     at_least("QoS 1, 1 KiB, of NATS", (Cluster, Qos1Medium, RATE), 2.5, (Nats, Qos1Medium, RATE)),
+    at_least("QoS 1, 64 KiB, of bare Redis", (Cluster, Qos1Large, RATE), 0.75, (Redis, Qos1Large, RATE)),
     at_least(
         "fsync, QoS 1, 64 B, of NATS fsync",
         (ClusterFsync, Qos1Small, RATE),

@@ -3,6 +3,7 @@
 //! programs, writes `target/bench/results.json` and, after a whole run, docs/performance.md and its picture.
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
+mod bare;
 mod budgets;
 mod load;
 mod machine;
@@ -125,7 +126,10 @@ fn one_system(options: &Options, kind: Kind, round: u32, results: &mut Results) 
     };
     for scenario in scenarios {
         eprint!("bench: round {round}/{}: {}, {} …", options.rounds, kind.name(), scenario.name());
-        let run = load::run(kind, &mut system, scenario, round, options.seconds)?;
+        let run = match kind {
+            Kind::Redis => bare::run(&system, scenario, round, options.seconds)?,
+            _ => load::run(kind, &mut system, scenario, round, options.seconds)?,
+        };
         eprintln!(" {}", told(&run));
         results.runs.push(run);
     }

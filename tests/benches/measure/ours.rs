@@ -59,6 +59,7 @@ pub fn part_versions() -> Vec<String> {
 pub fn start(kind: Kind) -> anyhow::Result<System> {
     let system = match kind {
         Kind::Standalone => standalone()?,
+        Kind::Redis => bare_redis()?,
         Kind::ClusterFsync => cluster("always", "fsynced")?,
         _ => cluster("everysec", "memory")?,
     };
@@ -160,6 +161,21 @@ fn redis(at: &Path, fsync: &str) -> anyhow::Result<(Part, SocketAddr)> {
         Part::start(at, &Launch { name: "redis", program: &program, arguments: &arguments, env: &[] })?;
     part.wait_for(address)?;
     Ok((part, address))
+}
+
+fn bare_redis() -> anyhow::Result<System> {
+    let dir = TempDir::new()?;
+    let (part, address) = redis(dir.path(), "everysec")?;
+    Ok(System {
+        target: address,
+        login: None,
+        door: None,
+        redis: None,
+        parts: vec![part],
+        holders: &[],
+        another: None,
+        dir,
+    })
 }
 
 /// Starts gateways of a cluster.

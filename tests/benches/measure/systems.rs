@@ -24,6 +24,8 @@ pub enum Kind {
     Rumqttd,
     Rmqtt,
     Rabbitmq,
+    /// Only its log: what the store itself takes.
+    Redis,
 }
 
 /// In the order of the table.
@@ -37,6 +39,7 @@ pub const KINDS: &[Kind] = &[
     Kind::Rumqttd,
     Kind::Rmqtt,
     Kind::Rabbitmq,
+    Kind::Redis,
 ];
 
 /// A user and where their password is.
@@ -99,6 +102,7 @@ impl Kind {
             Self::Rumqttd => "rumqttd",
             Self::Rmqtt => "rmqtt",
             Self::Rabbitmq => "rabbitmq",
+            Self::Redis => "redis",
         }
     }
 
@@ -114,13 +118,14 @@ impl Kind {
             Self::Rumqttd => "rumqttd",
             Self::Rmqtt => "rmqtt",
             Self::Rabbitmq => "RabbitMQ",
+            Self::Redis => "bare Redis",
         }
     }
 
     /// What a PUBACK of it means.
     pub fn stored(self) -> &'static str {
         match self {
-            Self::Cluster | Self::Nats => "page cache",
+            Self::Cluster | Self::Nats | Self::Redis => "page cache",
             Self::ClusterFsync | Self::Standalone | Self::NatsFsync => "fsync",
             Self::Mosquitto | Self::Rumqttd | Self::Rmqtt | Self::Rabbitmq => "no",
         }
@@ -144,6 +149,7 @@ impl Kind {
             Self::Rabbitmq => {
                 matches!(scenario, Scenario::Qos1Small | Scenario::Qos0 | Scenario::Latency | Scenario::FanIn)
             }
+            Self::Redis => scenario == Scenario::Qos1Large,
             Self::Cluster | Self::Standalone => true,
             Self::Mosquitto | Self::Nats | Self::Rmqtt => scenario != Scenario::Push,
         }
@@ -151,16 +157,20 @@ impl Kind {
 
     /// Why it can't be started here: what is missing and how to install it. None: it can.
     pub fn missing(self) -> Option<String> {
-        if self.is_ours() { ours::missing(self) } else { peers::missing(self) }
+        if self.is_ours() || self == Self::Redis { ours::missing(self) } else { peers::missing(self) }
     }
 
     /// What the program says of its version.
     pub fn version(self) -> String {
-        if self.is_ours() { format!("penstock {}", env!("CARGO_PKG_VERSION")) } else { peers::version(self) }
+        match self {
+            Self::Redis => "as in the cluster".to_owned(),
+            own if own.is_ours() => format!("penstock {}", env!("CARGO_PKG_VERSION")),
+            peer => peers::version(peer),
+        }
     }
 
     /// Starts it.
     pub fn start(self) -> anyhow::Result<System> {
-        if self.is_ours() { ours::start(self) } else { peers::start(self) }
+        if self.is_ours() || self == Self::Redis { ours::start(self) } else { peers::start(self) }
     }
 }
