@@ -4,7 +4,7 @@
 # Programs of a cluster, and all backends.
 ALL := --workspace --all-features
 # As the tests build them: so they find them ready.
-PROGRAMS := -p penstock -p penstock-gateway -p penstock-router -p penstockctl --bins \
+PROGRAMS := -p penstock -p penstock-gateway -p penstock-router -p penstockctl -p penstock-loadtest --bins \
 	--features penstock-gateway/cluster,penstock-router/cluster
 
 help: ## This menu

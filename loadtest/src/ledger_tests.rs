@@ -173,7 +173,7 @@ fn a_damaged_payload_is_corrupt() {
     for n in 0..3 {
         run.see(n, 1, at(n));
     }
-    run.ledger.seen(run.reader, b"PL1 acme 1 0 1 ....,.", at(5));
+    run.ledger.seen(run.reader, b"PL2 acme 1 0 1 ....,.", at(5));
     assert_eq!(run.faults(), [("corrupt", 1)]);
 }
 

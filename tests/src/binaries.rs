@@ -22,7 +22,7 @@ fn build() -> PathBuf {
     let profile = test.ancestors().nth(2).expect("a test lies in <target>/<profile>/deps").to_owned();
     let mut command = Command::new(env!("CARGO"));
     command.arg("build").current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
-    for package in ["penstock", "penstock-gateway", "penstock-router", "penstockctl"] {
+    for package in ["penstock", "penstock-gateway", "penstock-router", "penstockctl", "penstock-loadtest"] {
         command.args(["-p", package]);
     }
     command.args(["--bins", "--features", "penstock-gateway/cluster,penstock-router/cluster"]);
