@@ -4,7 +4,10 @@
 use std::{fs, net::SocketAddr, process::ExitCode, time::Duration};
 
 use prometheus_client::{metrics::gauge::Gauge, registry::Registry};
-use tokio::sync::watch;
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::watch,
+};
 
 use crate::{
     admin::{self, RunningAdmin},
@@ -145,6 +148,18 @@ pub fn cluster_secret(reader: &mut Reader, listen: Option<(&str, SocketAddr)>) -
         reader.fault(flag, &fault);
     }
     secret
+}
+
+/// Does something at every SIGHUP, which otherwise ends the process.
+pub fn on_hangup(act: impl Fn() + Send + 'static) -> Result<(), Failure> {
+    let mut hangups = signal(SignalKind::hangup())
+        .map_err(|error| Failure::Failed(format!("cannot handle signals: {error}")))?;
+    tokio::spawn(async move {
+        while hangups.recv().await.is_some() {
+            act();
+        }
+    });
+    Ok(())
 }
 
 /// Shows as a gauge of 0 or 1 whether something answers.

@@ -13,7 +13,12 @@ use opentelemetry::{KeyValue, trace::TracerProvider};
 use opentelemetry_otlp::WithExportConfig;
 use opentelemetry_sdk::{Resource, trace::SdkTracerProvider};
 use tracing::Span;
-use tracing_subscriber::{EnvFilter, Layer, Registry, filter::filter_fn, fmt, layer::SubscriberExt};
+use tracing_subscriber::{
+    EnvFilter, Layer, Registry,
+    filter::{FilterExt, LevelFilter, filter_fn},
+    fmt,
+    layer::SubscriberExt,
+};
 
 use crate::config::{Reader, Setting};
 
@@ -105,11 +110,14 @@ pub fn start(program: &'static str, config: &TelemetryConfig) -> Result<Telemetr
     let traces = provider.as_ref().map(|provider| {
         let tracer = provider.tracer("penstock");
         let layer = tracing_opentelemetry::layer().with_tracer(tracer);
-        layer.with_filter(filter_fn(|metadata| metadata.target() == TRACE_TARGET))
+        layer.with_filter(
+            filter_fn(|metadata| metadata.target() == TRACE_TARGET).with_max_level_hint(LevelFilter::INFO),
+        )
     });
+    // A filter without a level hint would let every callsite of every library through to the dynamic check.
+    let no_spans = filter_fn(|metadata| !metadata.is_span()).with_max_level_hint(LevelFilter::TRACE);
     let lines = EnvFilter::try_new(&config.filter).unwrap_or_else(|_| EnvFilter::new("info"));
-    let lines =
-        fmt_layer(config.format).with_filter(lines).with_filter(filter_fn(|metadata| !metadata.is_span()));
+    let lines = fmt_layer(config.format).with_filter(lines.and(no_spans));
     let subscriber = tracing_subscriber::registry().with(lines).with(traces);
     tracing::subscriber::set_global_default(subscriber).map_err(|_| TelemetryError::Twice)?;
     EVERY.store(if provider.is_some() { config.every } else { 0 }, Ordering::Relaxed);

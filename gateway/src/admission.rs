@@ -64,7 +64,7 @@ impl Shard {
         };
         let Some(connection) = self.connections.get_mut(key) else { return };
         let unknown = IpAddr::from([0, 0, 0, 0]);
-        let address = connection.stream.peer_addr().map_or(unknown, |address| address.ip());
+        let address = connection.transport.client_address().map_or(unknown, |address| address.ip());
         connection.admission = Some(Box::new(Admission {
             tenant,
             user,
@@ -236,9 +236,10 @@ impl Shard {
         let Some(connection) = self.connections.get_mut(key) else { return };
         connection.admission = None;
         connection.admitted = true;
+        let kind = connection.transport.kind();
         connection.session.admit(Answer::Accepted { session_present: false }, now);
         self.admissions -= 1;
-        self.shared.metrics.connections.inc();
+        self.shared.metrics.connections.of(kind).inc();
         self.shared.metrics.connect("accepted");
         self.touch(key);
     }
@@ -259,13 +260,15 @@ impl Shard {
         connection.session.admit(Answer::Refused(code), now);
         if let Some(admission) = admission {
             self.admissions -= 1;
-            let client = String::from_utf8_lossy(&admission.client);
+            let (client, address) = (String::from_utf8_lossy(&admission.client), admission.address);
             // Overload would fill the log with what the metric counts.
             match code {
                 ConnectCode::Unavailable => {
-                    tracing::debug!(tenant = %admission.tenant, %client, result, "a CONNECT is refused");
+                    tracing::debug!(tenant = %admission.tenant, %client, %address, result, "a CONNECT is refused");
                 }
-                _ => tracing::info!(tenant = %admission.tenant, %client, result, "a CONNECT is refused"),
+                _ => {
+                    tracing::info!(tenant = %admission.tenant, %client, %address, result, "a CONNECT is refused")
+                }
             }
             self.forget_question(key, &admission);
         }

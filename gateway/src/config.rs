@@ -5,6 +5,10 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use penstock_mqtt::session::SessionLimits;
 
+use self::transports::{TransportConfig, TransportKind};
+
+pub mod transports;
+
 /// The gateway's settings. Every field has a default; unknown fields are refused.
 #[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -19,6 +23,8 @@ pub struct GatewayConfig {
     pub limits: GatewayLimits,
     /// Times.
     pub timeouts: GatewayTimeouts,
+    /// Listeners beside plain TCP.
+    pub transports: TransportConfig,
     /// Topics that devices may not use.
     pub reserved: ReservedTopics,
     /// What links show to routers. Never printed.
@@ -54,6 +60,8 @@ impl std::fmt::Debug for ClusterSecret {
 pub struct GatewayLimits {
     /// Largest MQTT packet, bytes with its headers. A tenant's limit may be lower.
     pub packet_bytes: u32,
+    /// Connections of a shard that are between accept and CONNECT, handshakes included; beyond, closed at once.
+    pub handshakes: usize,
     /// Connections of a shard that are between CONNECT and CONNACK; beyond, CONNACK 3.
     pub admissions: usize,
     /// Subscriptions of a session.
@@ -74,6 +82,7 @@ impl Default for GatewayLimits {
     fn default() -> Self {
         Self {
             packet_bytes: 1_048_576,
+            handshakes: 8_192,
             admissions: 8_192,
             subscriptions: 1_000,
             inflight_out: 64,
@@ -91,7 +100,7 @@ impl Default for GatewayLimits {
 pub struct GatewayTimeouts {
     /// A publish that is not stored within this time closes its connection, so that the client sends it again.
     pub store_ms: u64,
-    /// From the transport to a complete CONNECT.
+    /// From accept to a complete CONNECT: PROXY header, TLS and WebSocket handshake included.
     pub connect_ms: u64,
     /// Each remote step between CONNECT and CONNACK: credentials, home.
     pub admission_ms: u64,
@@ -146,6 +155,7 @@ impl Default for GatewayConfig {
             node_id: "gateway".into(),
             limits: GatewayLimits::default(),
             timeouts: GatewayTimeouts::default(),
+            transports: TransportConfig::default(),
             reserved: ReservedTopics::default(),
             cluster_secret: None,
         }
@@ -155,6 +165,12 @@ impl Default for GatewayConfig {
 impl GatewayConfig {
     /// Everything that is wrong with it, one line each; empty when it can be used.
     pub fn faults(&self) -> Vec<String> {
+        let transports = self.transports.faults().into_iter().map(|(flag, fault)| format!("{flag}: {fault}"));
+        self.own_faults().into_iter().chain(transports).collect()
+    }
+
+    /// What is wrong beside the transports.
+    pub(crate) fn own_faults(&self) -> Vec<String> {
         let mut faults = Vec::new();
         let mut check = |fine: bool, line: &str| {
             if !fine {
@@ -166,12 +182,19 @@ impl GatewayConfig {
         check((256..=1_048_576).contains(&self.limits.packet_bytes), "limits.packet_bytes: 256 to 1,048,576");
         check(self.limits.unsettled > 0, "limits.unsettled: at least 1");
         check(self.limits.inflight_out > 0, "limits.inflight_out: at least 1");
+        check(self.limits.handshakes > 0, "limits.handshakes: at least 1");
+        check(self.timeouts.connect_ms >= 100, "timeouts.connect_ms: at least 100");
         check(self.limits.admissions > 0, "limits.admissions: at least 1");
         check(self.limits.waiting_bytes > 0, "limits.waiting_bytes: at least 1");
         check(self.timeouts.pause_ms >= 1_000, "timeouts.pause_ms: at least 1,000");
         check(self.timeouts.store_ms >= 1_000, "timeouts.store_ms: at least 1,000");
         check(self.timeouts.verdict_ms <= 300_000, "timeouts.verdict_ms: at most 300,000");
         faults
+    }
+
+    /// Every listener.
+    pub(crate) fn listeners(&self) -> Vec<(TransportKind, SocketAddr)> {
+        std::iter::once((TransportKind::Mqtt, self.mqtt_listen)).chain(self.transports.listeners()).collect()
     }
 
     /// Shards that will run.

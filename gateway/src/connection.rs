@@ -8,21 +8,22 @@ use std::{
     future::poll_fn,
     io,
     rc::Rc,
-    sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
 
 use bytes::{Buf, Bytes, BytesMut};
-use penstock_mqtt::session::{CloseReason, Event, Session};
+use penstock_mqtt::session::{CloseReason, Event};
 use tokio::net::TcpStream;
 
 use crate::{
-    connection::table::{Connection, ConnectionKey},
+    connection::table::ConnectionKey,
     shard::{READ_BYTES, Shard, ShardCell},
+    transport::{self, Fault},
 };
 
 pub(crate) mod listener;
+mod opening;
 pub(crate) mod table;
 
 /// Reads of one connection in one turn of its task; then others get theirs.
@@ -65,7 +66,7 @@ fn poll(shard: &ShardCell, key: ConnectionKey, stream: &TcpStream, context: &mut
         connection.reading = true;
         match stream.poll_read_ready(context) {
             Poll::Pending => return Poll::Pending,
-            Poll::Ready(Ok(())) => shard.read(key, stream),
+            Poll::Ready(Ok(())) => shard.read(key),
             Poll::Ready(Err(_)) => shard.close(key, CloseReason::TransportFailed),
         }
     }
@@ -95,18 +96,12 @@ fn socket_shutdown(stream: &TcpStream) -> io::Result<()> {
 }
 
 impl Shard {
-    /// Takes a connection that was accepted.
-    pub(crate) fn accept(&mut self, stream: Rc<TcpStream>) -> ConnectionKey {
-        let limits = Arc::clone(&self.shared.session_limits);
-        let session = Session::new(limits, Arc::clone(&self.shared.reserved), self.now);
-        let key = self.connections.insert(Connection::new(stream, session));
-        self.schedule(key);
-        key
-    }
-
     /// Reads once.
-    fn read(&mut self, key: ConnectionKey, stream: &TcpStream) {
+    fn read(&mut self, key: ConnectionKey) {
         let Some(connection) = self.connections.get_mut(key) else { return };
+        if !connection.transport.is_plain() {
+            return self.read_wrapped(key);
+        }
         let own = !connection.rest.is_empty();
         let buffer = if own { &mut connection.rest } else { &mut self.buffer };
         let room = if own {
@@ -117,7 +112,11 @@ impl Shard {
             READ_BYTES
         };
         buffer.reserve(room);
-        let read = stream.try_read_buf(buffer);
+        let read = connection.transport.read_plain(buffer);
+        if connection.opening && transport::is_tls(buffer) {
+            buffer.clear();
+            return self.fail(key, &Fault::UnexpectedTls);
+        }
         let complete = connection.session.needs(buffer).is_none_or(|needs| needs <= buffer.len());
         let input = match (own, &read) {
             (true, Ok(n)) if *n > 0 && !complete => Bytes::new(),
@@ -127,6 +126,11 @@ impl Shard {
         // Paused between the client's write and now: then the connection is gone, and what was read with it.
         self.turn();
         self.receive(key, input);
+        self.after_read(key, read);
+    }
+
+    /// The transport has ended, or failed.
+    fn after_read(&mut self, key: ConnectionKey, read: io::Result<usize>) {
         match read {
             Ok(0) => self.close(key, CloseReason::PeerClosed),
             Err(error) if error.kind() != io::ErrorKind::WouldBlock => {
@@ -162,7 +166,10 @@ impl Shard {
         while let Some(connection) = self.connections.get_mut(key) {
             let Some(event) = connection.session.poll_event() else { return };
             match event {
-                Event::Connect(connect) => self.connect(key, *connect),
+                Event::Connect(connect) => {
+                    self.opened(key);
+                    self.connect(key, *connect);
+                }
                 Event::Publish { publish, token } => {
                     self.shared.metrics.received(publish.qos);
                     if self.fits_tenant(key, publish.topic.len() + publish.payload.len()) {
@@ -202,8 +209,9 @@ impl Shard {
     /// Writes what there is, as far as the transport takes it.
     fn transmit(&mut self, key: ConnectionKey) {
         let Some(connection) = self.connections.get_mut(key) else { return };
-        if !write(connection) {
-            self.close(key, CloseReason::TransportFailed);
+        match connection.transport.write(&mut connection.session, &mut self.scratch) {
+            Ok(all) => connection.blocked = !all,
+            Err(_) => self.close(key, CloseReason::TransportFailed),
         }
     }
 
@@ -218,8 +226,10 @@ impl Shard {
     /// The session has ended: writes its last bytes and undoes everything that the connection was part of.
     pub(crate) fn closed(&mut self, key: ConnectionKey, reason: CloseReason) {
         if let Some(connection) = self.connections.get_mut(key) {
-            let _ = write(connection);
+            let _ = connection.transport.write(&mut connection.session, &mut self.scratch);
+            connection.transport.finish(reason, &mut self.scratch);
         }
+        self.not_opened(key, reason);
         self.log_end(key, reason);
         self.unsubscribe_all(key);
         self.pushes_lost(key);
@@ -231,7 +241,7 @@ impl Shard {
             self.shared.metrics.connect("aborted");
         }
         if connection.admitted {
-            self.shared.metrics.connections.dec();
+            self.shared.metrics.connections.of(connection.transport.kind()).dec();
         }
         if let Some(identity) = connection.identity.take() {
             self.detach(key, identity.lane, &identity.client, identity.attached);
@@ -288,25 +298,6 @@ impl Shard {
             self.tick_admission(key);
             self.touch(key);
             self.schedule(key);
-        }
-    }
-}
-
-/// Writes what the session has to say; false: the transport failed.
-fn write(connection: &mut Connection) -> bool {
-    loop {
-        let out = connection.session.transmit();
-        if out.is_empty() {
-            connection.blocked = false;
-            return true;
-        }
-        match connection.stream.try_write(out) {
-            Ok(n) => connection.session.written(n),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                connection.blocked = true;
-                return true;
-            }
-            Err(_) => return false,
         }
     }
 }

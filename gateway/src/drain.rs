@@ -9,7 +9,7 @@ use crate::shard::{Drain, Shard};
 impl Shard {
     /// Begins to drain; `done` hears when no connection is left.
     pub(crate) fn begin_drain(&mut self, within: Millis, done: oneshot::Sender<()>) {
-        if let Some(accepting) = self.accepting.take() {
+        for accepting in self.accepting.drain(..) {
             accepting.abort();
         }
         let connections = self.connections.len();

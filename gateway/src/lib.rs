@@ -9,6 +9,7 @@
 mod admission;
 #[cfg(feature = "bench")]
 pub mod batcher;
+pub mod certificates;
 mod claims;
 pub mod config;
 mod connection;
@@ -27,7 +28,8 @@ mod shard;
 mod start;
 mod subscriptions;
 mod tenants;
+mod transport;
 mod uplink;
 
-pub use config::{ClusterSecret, GatewayConfig};
+pub use config::{ClusterSecret, GatewayConfig, transports::TransportKind};
 pub use start::{Gateway, RunningGateway, StartError};

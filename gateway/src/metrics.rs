@@ -15,12 +15,15 @@ use prometheus_client::{
     registry::Registry,
 };
 
+use crate::config::transports::TransportKind;
+
 type Labels = [(&'static str, &'static str); 1];
 
 /// Handles of all metrics that the gateway feeds. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Metrics {
-    pub(crate) connections: Gauge,
+    pub(crate) connections: Connections,
+    pub(crate) opening: Gauge,
     pub(crate) received: [Counter; 2],
     pub(crate) refused: Refused,
     pub(crate) dropped_backpressure: Counter,
@@ -36,6 +39,29 @@ pub(crate) struct Metrics {
     pub(crate) pauses: Counter,
     connects: Family<Labels, Counter>,
     closes: Family<Labels, Counter>,
+    transport_failures: Family<[(&'static str, &'static str); 2], Counter>,
+}
+
+/// Connections with a CONNACK, by transport.
+#[derive(Clone)]
+pub(crate) struct Connections {
+    gauges: [(TransportKind, Gauge); 4],
+    other: Gauge,
+}
+
+impl Connections {
+    fn register(registry: &mut Registry) -> Self {
+        let family = Family::<Labels, Gauge>::default();
+        let gauge = |kind: TransportKind| (kind, family.get_or_create_owned(&[("transport", kind.label())]));
+        let connections = Self { gauges: TransportKind::ALL.map(gauge), other: Gauge::default() };
+        registry.register("penstock_connections", "Connections with a CONNACK", family);
+        connections
+    }
+
+    pub(crate) fn of(&self, kind: TransportKind) -> &Gauge {
+        let found = self.gauges.iter().find(|(it, _)| *it == kind);
+        found.map_or(&self.other, |(_, gauge)| gauge)
+    }
 }
 
 /// Publishes that the routers refused, by reason.
@@ -78,13 +104,15 @@ impl Metrics {
     pub(crate) fn register(registry: &mut Registry) -> Self {
         let connects = Family::<Labels, Counter>::default();
         let closes = Family::<Labels, Counter>::default();
+        let transport_failures = Family::<[(&'static str, &'static str); 2], Counter>::default();
         let received = Family::<Labels, Counter>::default();
         let refused = Family::<Labels, Counter>::default();
         let dropped = Family::<Labels, Counter>::default();
         let deliveries = Family::<Labels, Counter>::default();
         let of = |family: &Family<Labels, Counter>, name, value| family.get_or_create_owned(&[(name, value)]);
         let metrics = Self {
-            connections: Gauge::default(),
+            connections: Connections::register(registry),
+            opening: Gauge::default(),
             received: [of(&received, "qos", "0"), of(&received, "qos", "1")],
             refused: Refused {
                 backlog: of(&refused, "reason", "backlog"),
@@ -110,9 +138,12 @@ impl Metrics {
             pauses: Counter::default(),
             connects: connects.clone(),
             closes: closes.clone(),
+            transport_failures: transport_failures.clone(),
         };
         registry.register("penstock_connects", "CONNECTs by result", connects);
         registry.register("penstock_closes", "Connections that ended, by reason", closes);
+        let help = "Connections that failed beneath MQTT, by transport and reason";
+        registry.register("penstock_transport_failures", help, transport_failures);
         registry.register("penstock_publishes_received", "PUBLISH packets taken from clients", received);
         registry.register("penstock_publishes_refused", "Publishes that were not stored", refused);
         registry.register("penstock_publishes_dropped", "Publishes of QoS 0 that were dropped", dropped);
@@ -122,7 +153,8 @@ impl Metrics {
     }
 
     fn register_plain(&self, registry: &mut Registry) {
-        registry.register("penstock_connections", "Connections with a CONNACK", self.connections.clone());
+        let help = "Connections whose CONNECT has not come";
+        registry.register("penstock_connections_opening", help, self.opening.clone());
         registry.register("penstock_puback_seconds", "From PUBLISH to settled", self.puback_seconds.clone());
         registry.register("penstock_takeovers", "Connections closed by a newer one", self.takeovers.clone());
         let help = "From learning of an older connection to its end";
@@ -147,6 +179,11 @@ impl Metrics {
     /// Counts a connection's end.
     pub(crate) fn close(&self, reason: CloseReason) {
         self.closes.get_or_create(&[("reason", reason.label())]).inc();
+    }
+
+    /// Counts a connection whose transport failed.
+    pub(crate) fn transport_failed(&self, kind: TransportKind, reason: &'static str) {
+        self.transport_failures.get_or_create(&[("transport", kind.label()), ("reason", reason)]).inc();
     }
 
     /// Counts a publish from a client.

@@ -31,6 +31,8 @@ pub const PROGRAM: Program = Program {
 penstock-gateway --etcd http://127.0.0.1:2379
 penstock-gateway --etcd http://etcd-0:2379,http://etcd-1:2379 --mqtt-listen 0.0.0.0:1883 \\
     --admin-listen 0.0.0.0:9090 --cluster-secret-file /run/secrets/cluster
+penstock-gateway --etcd http://127.0.0.1:2379 --mqtts-listen 0.0.0.0:8883 --wss-listen 0.0.0.0:8084 \\
+    --tls-cert-file tls/fullchain.pem --tls-key-file tls/key.pem --proxy-protocol-from 10.0.0.0/8
 penstock-gateway --config gateway.toml --print-config",
     settings: &[settings::SETTINGS, OWN, telemetry::SETTINGS],
 };
@@ -66,6 +68,9 @@ pub async fn run(program: GatewayProgram, process: Process) -> Result<(), Failur
         Gateway::start(program.gateway, registry, seams.clone(), &mut metrics).await.map_err(Failure::of)
     };
     let gateway = process::unless_drained(&life, Box::pin(starting)).await?;
+    if let Some(reload) = gateway.certificate_reloader() {
+        process::on_hangup(reload)?;
+    }
     admin.show(Shown { metrics, checks: vec![Check { name: "gateway", holds: gateway.ready() }] });
     life.started();
     life.drain().cancelled().await;

@@ -31,6 +31,7 @@ use tokio::{
 };
 
 use crate::{
+    certificates::Certificates,
     claims::Claims,
     config::GatewayConfig,
     connection::table::{ConnectionKey, Connections},
@@ -42,6 +43,7 @@ use crate::{
     metrics::Metrics,
     push::Pushes,
     tenants::Seats,
+    transport::Scratch,
     uplink::Lanes,
 };
 
@@ -69,6 +71,10 @@ pub(crate) struct Shared {
     pub(crate) reserved: Arc<Reserved>,
     /// Links that are up, by shard.
     pub(crate) linked: watch::Sender<Vec<usize>>,
+    /// For listeners with TLS.
+    pub(crate) certificates: Option<Arc<Certificates>>,
+    /// Path of MQTT over WebSocket.
+    pub(crate) web_path: Arc<str>,
 }
 
 /// What reaches a shard from other threads.
@@ -111,8 +117,11 @@ pub(crate) struct Shard {
     /// Wall time of this turn.
     pub(crate) wall: UnixMillis,
     pub(crate) buffer: BytesMut,
+    pub(crate) scratch: Scratch,
     pub(crate) connections: Connections,
     pub(crate) timers: BinaryHeap<Reverse<(Millis, ConnectionKey)>>,
+    /// Connections whose CONNECT has not come.
+    pub(crate) openings: usize,
     pub(crate) admissions: usize,
     pub(crate) lanes: Lanes,
     pub(crate) links: Links,
@@ -126,7 +135,7 @@ pub(crate) struct Shard {
     pub(crate) members: Arc<Members>,
     pub(crate) definitions: Arc<Definitions>,
     pub(crate) drain: Option<Drain>,
-    pub(crate) accepting: Option<AbortHandle>,
+    pub(crate) accepting: Vec<AbortHandle>,
     /// Connections with something for the end of the turn.
     pub(crate) dirty: Vec<ConnectionKey>,
     turn_ends: Rc<Notify>,
@@ -151,8 +160,10 @@ impl Shard {
                 now: 0,
                 wall: shared.seams.now_ms(),
                 buffer: BytesMut::new(),
+                scratch: Scratch::default(),
                 connections: Connections::default(),
                 timers: BinaryHeap::new(),
+                openings: 0,
                 admissions: 0,
                 lanes: Lanes::default(),
                 links: Links::default(),
@@ -166,7 +177,7 @@ impl Shard {
                 members,
                 definitions,
                 drain: None,
-                accepting: None,
+                accepting: Vec::new(),
                 dirty: Vec::new(),
                 turn_ends,
                 turn_open: false,

@@ -19,10 +19,14 @@ use tokio::{
 };
 
 use crate::{
-    config::GatewayConfig,
+    certificates::{CertificateError, Certificates},
+    config::{GatewayConfig, transports::TransportKind},
     connection::listener,
     metrics::Metrics,
-    shard::{MAILBOX, Mail, Shared, run},
+    shard::{
+        MAILBOX, Mail, Shared,
+        run::{self, Unbound},
+    },
     tenants::Seats,
 };
 
@@ -32,16 +36,21 @@ pub enum StartError {
     /// Settings that can't be used, all of them.
     #[error("the gateway's settings are wrong: {}", .0.join("; "))]
     Config(Vec<String>),
-    /// The MQTT address can't be listened on.
+    /// An address can't be listened on.
     #[error(
-        "cannot listen for MQTT on {address}: {source}; end what uses it, or give another address with --mqtt-listen"
+        "cannot listen for {kind} on {address}: {source}; end what uses it, or give another address with --{}", .kind.flag()
     )]
     Listen {
+        /// Whose it is.
+        kind: TransportKind,
         /// As configured.
         address: SocketAddr,
         /// Why.
         source: io::Error,
     },
+    /// Certificate and key can't be used.
+    #[error("cannot serve TLS: {0}")]
+    Certificates(#[from] CertificateError),
     /// The machine gives no thread or runtime.
     #[error("cannot start a shard: {0}")]
     Shard(io::Error),
@@ -56,7 +65,7 @@ pub struct Gateway;
 /// A gateway that runs. Dropping it stops it at once.
 pub struct RunningGateway {
     shared: Arc<Shared>,
-    addresses: Vec<SocketAddr>,
+    listeners: Vec<(TransportKind, SocketAddr)>,
     ready: watch::Receiver<bool>,
     draining: watch::Sender<bool>,
     threads: Vec<JoinHandle<()>>,
@@ -76,8 +85,14 @@ impl Gateway {
         if !faults.is_empty() {
             return Err(StartError::Config(faults));
         }
-        let (address, shards) = (config.mqtt_listen, config.shard_count());
-        listener::probe(address).map_err(|source| StartError::Listen { address, source })?;
+        let (listeners, shards) = (config.listeners(), config.shard_count());
+        for &(kind, address) in &listeners {
+            listener::probe(address).map_err(|source| StartError::Listen { kind, address, source })?;
+        }
+        let certificates = match config.transports.tls.clone() {
+            Some(files) => Some(Arc::new(Certificates::open(files, &seams, metrics)?)),
+            None => None,
+        };
         let (mailboxes, receivers): (Vec<_>, Vec<_>) = (0..shards).map(|_| mpsc::channel(MAILBOX)).unzip();
         let shared = Arc::new(Shared {
             metrics: Metrics::register(metrics),
@@ -89,12 +104,14 @@ impl Gateway {
             session_limits: Arc::new(config.session_limits()),
             reserved: Arc::new(Reserved::new(&config.reserved.prefixes, &config.reserved.names)),
             linked: watch::Sender::new(vec![0; shards as usize]),
+            certificates,
+            web_path: config.transports.ws_path.as_str().into(),
             config,
             registry,
             seams,
         });
         let mut running = RunningGateway::new(shared);
-        running.start_shards(address, receivers).await?;
+        running.start_shards(listeners, receivers).await?;
         running.join().await?;
         Ok(running)
     }
@@ -105,32 +122,46 @@ impl RunningGateway {
         let (draining, is_draining) = watch::channel(false);
         let (sender, ready) = watch::channel(false);
         let task = tokio::spawn(watch_ready(shared.linked.subscribe(), is_draining, sender));
-        let tasks = vec![task.abort_handle()];
-        Self { shared, addresses: Vec::new(), ready, draining, threads: Vec::new(), tasks }
+        let mut tasks = vec![task.abort_handle()];
+        if let Some(certificates) = shared.certificates.clone() {
+            let poll = Duration::from_millis(shared.config.transports.tls_poll_ms);
+            let following = tokio::spawn(certificates.follow(poll, shared.seams.clone()));
+            tasks.push(following.abort_handle());
+        }
+        Self { shared, listeners: Vec::new(), ready, draining, threads: Vec::new(), tasks }
     }
 
     async fn start_shards(
         &mut self,
-        mut address: SocketAddr,
+        mut listeners: Vec<(TransportKind, SocketAddr)>,
         receivers: Vec<mpsc::Receiver<Mail>>,
     ) -> Result<(), StartError> {
         for (number, mailbox) in receivers.into_iter().enumerate() {
             let (sender, started) = oneshot::channel();
             let (shared, number) = (Arc::clone(&self.shared), u32::try_from(number).unwrap_or(u32::MAX));
+            let addresses = listeners.clone();
             let body = move || {
                 let linked = shared.linked.clone();
                 // Also when the shard panics: a gateway that lost a shard is not ready.
                 let _gone = Gone { linked, number };
-                run::run(shared, number, address, mailbox, sender);
+                run::run(shared, number, addresses, mailbox, sender);
             };
             let thread = std::thread::Builder::new().name(format!("shard-{number}"));
             self.threads.push(thread.spawn(body).map_err(StartError::Shard)?);
-            let bound = started.await.unwrap_or_else(|_| Err(io::Error::other("the shard ended")));
-            // The first shard picks the port; the others share it.
-            address = bound.map_err(|source| StartError::Listen { address, source })?;
+            // The first shard picks the ports; the others share them.
+            listeners = match started.await {
+                Ok(Ok(bound)) => bound,
+                Ok(Err(Unbound::Listener { kind, address, source })) => {
+                    return Err(StartError::Listen { kind, address, source });
+                }
+                Ok(Err(Unbound::Runtime(error))) => return Err(StartError::Shard(error)),
+                Err(_) => return Err(StartError::Shard(io::Error::other("the shard ended"))),
+            };
         }
-        tracing::info!(listener = "mqtt", %address, shards = self.threads.len(), "listening");
-        self.addresses.push(address);
+        for (kind, address) in &listeners {
+            tracing::info!(listener = %kind, %address, shards = self.threads.len(), "listening");
+        }
+        self.listeners = listeners;
         Ok(())
     }
 
@@ -148,9 +179,20 @@ impl RunningGateway {
         Ok(self.shared.registry.join(member).await?)
     }
 
-    /// Where MQTT is served.
-    pub fn addresses(&self) -> &[SocketAddr] {
-        &self.addresses
+    /// Where MQTT is served, plain TCP first.
+    pub fn listeners(&self) -> &[(TransportKind, SocketAddr)] {
+        &self.listeners
+    }
+
+    /// Where one of the transports is served.
+    pub fn address(&self, kind: TransportKind) -> Option<SocketAddr> {
+        self.listeners.iter().find(|(it, _)| *it == kind).map(|(_, address)| *address)
+    }
+
+    /// Reads certificate and key again when it is called; None without TLS.
+    pub fn certificate_reloader(&self) -> Option<impl Fn() + Send + 'static> {
+        let certificates = self.shared.certificates.clone()?;
+        Some(move || certificates.wanted.notify_one())
     }
 
     /// This life of the gateway, as registered.

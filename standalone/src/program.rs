@@ -19,7 +19,7 @@ use penstock_common::{
     store::{Durability, Store, embedded::EmbeddedStore},
     telemetry,
 };
-use penstock_gateway::{Gateway, GatewayConfig, RunningGateway, settings as gateway_settings};
+use penstock_gateway::{Gateway, GatewayConfig, RunningGateway, TransportKind, settings as gateway_settings};
 use penstock_router::{
     config::RouterConfig,
     settings as router_settings,
@@ -53,6 +53,8 @@ pub const PROGRAM: Program = Program {
     examples: "
 penstock
 penstock --data-dir /var/lib/penstock --mqtt-listen 0.0.0.0:1883
+penstock --mqtts-listen 0.0.0.0:8883 --ws-listen 0.0.0.0:8083 --wss-listen 0.0.0.0:8084 \\
+    --tls-cert-file tls/fullchain.pem --tls-key-file tls/key.pem
 PENSTOCK_DEMO_PASSWORD=secret penstock --data-dir /tmp/try --mqtt-listen 127.0.0.1:0",
     settings: &[OWN, gateway_settings::SETTINGS, telemetry::SETTINGS],
 };
@@ -121,10 +123,13 @@ pub async fn run(program: Standalone, process: Process) -> Result<(), Failure> {
         Check { name: "router", holds: router.ready() },
         Check { name: "gateway", holds: gateway.ready() },
     ];
+    if let Some(reload) = gateway.certificate_reloader() {
+        process::on_hangup(reload)?;
+    }
     admin.show(Shown { metrics, checks });
     life.started();
-    if let Some(mqtt) = gateway.addresses().first() {
-        welcome::print(&dir, &first, &Addresses { mqtt: *mqtt, grpc: router.grpc_address() });
+    if let Some(mqtt) = gateway.address(TransportKind::Mqtt) {
+        welcome::print(&dir, &first, &Addresses { mqtt, grpc: router.grpc_address() });
     }
     life.drain().cancelled().await;
     // The gateway first: what it has read is stored and acknowledged while the router still serves.

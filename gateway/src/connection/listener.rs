@@ -5,7 +5,7 @@ use std::{net::SocketAddr, rc::Rc, time::Duration};
 use penstock_common::net::{self, TcpListener};
 use socket2::{SockRef, TcpKeepalive};
 
-use crate::{connection::drive, shard::ShardCell};
+use crate::{config::transports::TransportKind, connection::drive, shard::ShardCell};
 
 /// Pause after an accept failed for want of something (descriptors, memory): trying at once would spin.
 const PAUSE: Duration = Duration::from_millis(50);
@@ -18,10 +18,10 @@ pub(crate) fn probe(address: SocketAddr) -> std::io::Result<()> {
 }
 
 /// Accepts until aborted.
-pub(crate) async fn accept(shard: ShardCell, listener: TcpListener) {
+pub(crate) async fn accept(shard: ShardCell, kind: TransportKind, listener: TcpListener) {
     loop {
         match listener.accept().await {
-            Ok((stream, _)) => {
+            Ok((stream, peer)) => {
                 // Without it answers wait for the client's delayed acknowledgements.
                 let _ = stream.set_nodelay(true);
                 // Finds peers that vanished without a keep alive of MQTT's own.
@@ -31,9 +31,11 @@ pub(crate) async fn accept(shard: ShardCell, listener: TcpListener) {
                 let key = {
                     let mut shard = shard.borrow_mut();
                     shard.turn();
-                    shard.accept(Rc::clone(&stream))
+                    shard.accept(kind, Rc::clone(&stream), peer)
                 };
-                tokio::task::spawn_local(drive(Rc::clone(&shard), key, stream));
+                if let Some(key) = key {
+                    tokio::task::spawn_local(drive(Rc::clone(&shard), key, stream));
+                }
             }
             Err(error) => {
                 tracing::warn!(%error, "cannot accept a connection");

@@ -1,16 +1,15 @@
 //! A shard's connections: a slab of them, and an index from (tenant, client) that may hold several for a moment, while a
 //! newer one takes over. A key is never used again, so that a late answer can't reach the wrong connection.
 
-use std::{hash::BuildHasher, rc::Rc, task::Waker};
+use std::{hash::BuildHasher, task::Waker};
 
 use bytes::{Bytes, BytesMut};
 use hashbrown::{DefaultHashBuilder, HashTable};
 use penstock_common::{epoch::Epoch, name::TenantName};
 use penstock_mqtt::session::{Millis, Session};
 use slab::Slab;
-use tokio::net::TcpStream;
 
-use crate::{admission::Admission, tenants::Seat};
+use crate::{admission::Admission, tenants::Seat, transport::Transport};
 
 /// Names a connection of a shard.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
@@ -37,7 +36,7 @@ pub(crate) struct Identity {
 
 /// One connection: its transport, session and place in the shard.
 pub(crate) struct Connection {
-    pub(crate) stream: Rc<TcpStream>,
+    pub(crate) transport: Transport,
     pub(crate) session: Session,
     /// The task that waits for the transport.
     pub(crate) waker: Option<Waker>,
@@ -53,6 +52,8 @@ pub(crate) struct Connection {
     pub(crate) blocked: bool,
     /// Its task waits for the transport to become readable.
     pub(crate) reading: bool,
+    /// Its CONNECT has not come.
+    pub(crate) opening: bool,
     /// CONNACK 0 was sent.
     pub(crate) admitted: bool,
     /// Its lane knows that it waits for room.
@@ -62,9 +63,9 @@ pub(crate) struct Connection {
 }
 
 impl Connection {
-    pub(crate) fn new(stream: Rc<TcpStream>, session: Session) -> Self {
+    pub(crate) fn new(transport: Transport, session: Session) -> Self {
         Self {
-            stream,
+            transport,
             session,
             waker: None,
             rest: BytesMut::new(),
@@ -74,6 +75,7 @@ impl Connection {
             dirty: false,
             blocked: false,
             reading: false,
+            opening: true,
             admitted: false,
             held: false,
             draining: false,

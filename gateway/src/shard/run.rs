@@ -2,13 +2,14 @@
 
 use std::{cell::RefCell, io, net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
 
-use penstock_common::net;
+use penstock_common::net::{self, TcpListener};
 use tokio::{
     sync::{Notify, mpsc, oneshot},
     time::MissedTickBehavior,
 };
 
 use crate::{
+    config::transports::TransportKind,
     connection::listener,
     kicks::KickReply,
     shard::{Mail, Shard, ShardCell, Shared},
@@ -21,35 +22,38 @@ const SLOW: u32 = 5;
 /// Mails taken at a time.
 const MAILS: usize = 256;
 
-/// Runs a shard on this thread until it is told to stop. `started` hears the address, or why there is none.
+/// A shard can't listen, or can't even run.
+pub(crate) enum Unbound {
+    Listener { kind: TransportKind, address: SocketAddr, source: io::Error },
+    Runtime(io::Error),
+}
+
+/// Runs a shard on this thread until it is told to stop. `started` hears the addresses, or why there are none.
 pub(crate) fn run(
     shared: Arc<Shared>,
     number: u32,
-    address: SocketAddr,
+    addresses: Vec<(TransportKind, SocketAddr)>,
     mailbox: mpsc::Receiver<Mail>,
-    started: oneshot::Sender<io::Result<SocketAddr>>,
+    started: oneshot::Sender<Result<Vec<(TransportKind, SocketAddr)>, Unbound>>,
 ) {
     let mut builder = tokio::runtime::Builder::new_current_thread();
     let options = tokio::runtime::LocalOptions::default();
     match builder.enable_all().build_local(options) {
-        Ok(runtime) => runtime.block_on(serve(shared, number, address, mailbox, started)),
-        Err(error) => drop(started.send(Err(error))),
+        Ok(runtime) => runtime.block_on(serve(shared, number, addresses, mailbox, started)),
+        Err(error) => drop(started.send(Err(Unbound::Runtime(error)))),
     }
 }
 
 async fn serve(
     shared: Arc<Shared>,
     number: u32,
-    address: SocketAddr,
+    addresses: Vec<(TransportKind, SocketAddr)>,
     mailbox: mpsc::Receiver<Mail>,
-    started: oneshot::Sender<io::Result<SocketAddr>>,
+    started: oneshot::Sender<Result<Vec<(TransportKind, SocketAddr)>, Unbound>>,
 ) {
-    let bound = net::listen(address, true).and_then(|listener| {
-        let address = listener.local_addr()?;
-        Ok((listener, address))
-    });
-    let (listener, address) = match bound {
-        Ok(bound) => bound,
+    let bound: Result<Vec<_>, _> = addresses.into_iter().map(bind).collect();
+    let listeners = match bound {
+        Ok(listeners) => listeners,
         Err(error) => return drop(started.send(Err(error))),
     };
     let turn_ends = Rc::new(Notify::new());
@@ -58,10 +62,22 @@ async fn serve(
     tokio::task::spawn_local(tick(Rc::clone(&shard)));
     tokio::task::spawn_local(watch_members(Rc::clone(&shard)));
     tokio::task::spawn_local(watch_definitions(Rc::clone(&shard)));
-    let accepting = tokio::task::spawn_local(listener::accept(Rc::clone(&shard), listener));
-    shard.borrow_mut().accepting = Some(accepting.abort_handle());
-    let _ = started.send(Ok(address));
+    let mut addresses = Vec::with_capacity(listeners.len());
+    for (kind, address, listener) in listeners {
+        let accepting = tokio::task::spawn_local(listener::accept(Rc::clone(&shard), kind, listener));
+        shard.borrow_mut().accepting.push(accepting.abort_handle());
+        addresses.push((kind, address));
+    }
+    let _ = started.send(Ok(addresses));
     read_mailbox(shard, mailbox).await;
+}
+
+fn bind(
+    (kind, address): (TransportKind, SocketAddr),
+) -> Result<(TransportKind, SocketAddr, TcpListener), Unbound> {
+    let bound = net::listen(address, true).and_then(|listener| Ok((listener.local_addr()?, listener)));
+    let (address, listener) = bound.map_err(|source| Unbound::Listener { kind, address, source })?;
+    Ok((kind, address, listener))
 }
 
 async fn end_turns(shard: ShardCell, turn_ends: Rc<Notify>) {

@@ -1,15 +1,26 @@
 //! Records of one partition that leave together, with what each one's publisher is waiting for. Knows no lane.
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use penstock_mqtt::session::PublishToken;
 
-use super::record::NewRecord;
+use super::record::Measured;
 use crate::connection::table::ConnectionKey;
 
 /// Most bytes of records in a batch, unless a single record is larger.
 pub(crate) const BATCH_BYTES: usize = 1 << 20;
 /// Most records in a batch.
 pub(crate) const BATCH_RECORDS: usize = 4_096;
+
+/// Most room that a batch begins with: a lane may have many records once and few ever after.
+const ROOM_BYTES: usize = 64 * 1_024;
+const ROOM_RECORDS: usize = 512;
+
+/// What a batch holds.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Size {
+    bytes: usize,
+    records: usize,
+}
 
 /// What a record's publisher waits for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -26,7 +37,7 @@ pub(crate) struct Receipt {
 #[derive(Debug)]
 pub(crate) struct Batch {
     first: u64,
-    records: BytesMut,
+    records: Vec<u8>,
     receipts: Vec<Receipt>,
     first_received_at: u64,
     /// Shard clock at the first record, microseconds.
@@ -34,8 +45,21 @@ pub(crate) struct Batch {
 }
 
 impl Batch {
-    pub(crate) fn new(first: u64, received_at: u64, since: u64) -> Self {
-        Self { first, records: BytesMut::new(), receipts: Vec::new(), first_received_at: received_at, since }
+    /// An empty batch with room for as much as `like` took: batches of a lane are much alike, and growing copies.
+    pub(crate) fn new(first: u64, received_at: u64, since: u64, like: Size) -> Self {
+        let Size { bytes, records } = like;
+        Self {
+            first,
+            records: Vec::with_capacity(bytes.min(ROOM_BYTES)),
+            receipts: Vec::with_capacity(records.min(ROOM_RECORDS)),
+            first_received_at: received_at,
+            since,
+        }
+    }
+
+    /// What it holds.
+    pub(crate) fn size(&self) -> Size {
+        Size { bytes: self.records.len(), records: self.receipts.len() }
     }
 
     /// Whether a record of this many bytes may join.
@@ -46,7 +70,7 @@ impl Batch {
 
     pub(crate) fn push(
         &mut self,
-        record: &NewRecord<'_>,
+        record: &Measured<'_>,
         connection: ConnectionKey,
         token: Option<PublishToken>,
     ) {
@@ -76,7 +100,7 @@ impl Batch {
     pub(crate) fn seal(self) -> Sealed {
         Sealed {
             first: self.first,
-            records: self.records.freeze(),
+            records: Bytes::from(self.records),
             receipts: self.receipts,
             done: 0,
             first_received_at: self.first_received_at,

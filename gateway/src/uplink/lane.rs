@@ -11,7 +11,7 @@ use penstock_mqtt::session::PublishToken;
 use penstock_proto::link;
 
 use super::{
-    batch::{BATCH_BYTES, BATCH_RECORDS, Batch, Receipt, Sealed},
+    batch::{BATCH_BYTES, BATCH_RECORDS, Batch, Receipt, Sealed, Size},
     record::NewRecord,
 };
 use crate::{
@@ -70,6 +70,8 @@ pub(crate) struct Lane {
     waiting: VecDeque<Batch>,
     waiting_bytes: usize,
     waiting_records: usize,
+    /// Of the batch that was sealed last.
+    last_size: Size,
     /// Sent and not settled; the first `under_way` of them on the present route, the others are in doubt.
     sent: VecDeque<Sealed>,
     under_way: usize,
@@ -103,6 +105,7 @@ impl Lane {
             waiting: VecDeque::new(),
             waiting_bytes: 0,
             waiting_records: 0,
+            last_size: Size::default(),
             sent: VecDeque::new(),
             under_way: 0,
             route: Route::Closed,
@@ -176,12 +179,13 @@ impl Lane {
         token: Option<PublishToken>,
         now: u64,
     ) {
-        let bytes = record.encoded_len();
+        let measured = record.measured();
+        let bytes = measured.encoded_len();
         if !self.waiting.back().is_some_and(|batch| batch.has_room(bytes)) {
-            self.waiting.push_back(Batch::new(self.next, record.received_at, now));
+            self.waiting.push_back(Batch::new(self.next, record.received_at, now, self.last_size));
         }
         if let Some(batch) = self.waiting.back_mut() {
-            batch.push(record, connection, token);
+            batch.push(&measured, connection, token);
             self.waiting_bytes += bytes;
             self.waiting_records += 1;
             self.next += 1;
@@ -209,6 +213,7 @@ impl Lane {
             let batch = self.waiting.pop_front()?;
             self.waiting_bytes -= batch.bytes();
             self.waiting_records -= batch.count();
+            self.last_size = batch.size();
             self.sent.push_back(batch.seal());
         }
         let batch = self.sent.get(self.under_way)?;

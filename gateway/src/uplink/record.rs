@@ -1,8 +1,6 @@
 //! Encodes a publish as a `Record` of a `RecordBatch`, once, straight into the batch. The bytes are what the router
 //! stores; nothing re-encodes them. Checked against the generated decoder below.
 
-use bytes::{BufMut, BytesMut};
-
 /// A publish with the fields that the gateway adds.
 pub(crate) struct NewRecord<'a> {
     pub(crate) client: &'a [u8],
@@ -25,23 +23,23 @@ fn varint_len(value: u64) -> usize {
     (64 - (value | 1).leading_zeros() as usize).div_ceil(7)
 }
 
-fn put_varint(out: &mut BytesMut, mut value: u64) {
+fn put_varint(out: &mut Vec<u8>, mut value: u64) {
     while value >= 0x80 {
-        out.put_u8((value as u8 & 0x7f) | 0x80);
+        out.push((value as u8 & 0x7f) | 0x80);
         value >>= 7;
     }
-    out.put_u8(value as u8);
+    out.push(value as u8);
 }
 
 fn bytes_len(value: &[u8]) -> usize {
     if value.is_empty() { 0 } else { 1 + varint_len(value.len() as u64) + value.len() }
 }
 
-fn put_bytes(out: &mut BytesMut, field: u8, value: &[u8]) {
+fn put_bytes(out: &mut Vec<u8>, field: u8, value: &[u8]) {
     if !value.is_empty() {
-        out.put_u8(field << 3 | LENGTH_DELIMITED);
+        out.push(field << 3 | LENGTH_DELIMITED);
         put_varint(out, value.len() as u64);
-        out.put_slice(value);
+        out.extend_from_slice(value);
     }
 }
 
@@ -49,9 +47,9 @@ fn number_len(value: u64) -> usize {
     if value == 0 { 0 } else { 1 + varint_len(value) }
 }
 
-fn put_number(out: &mut BytesMut, field: u8, value: u64) {
+fn put_number(out: &mut Vec<u8>, field: u8, value: u64) {
     if value != 0 {
-        out.put_u8(field << 3);
+        out.push(field << 3);
         put_varint(out, value);
     }
 }
@@ -69,25 +67,38 @@ impl NewRecord<'_> {
             + number_len(PASSWORD)
     }
 
+    /// Measures the record once, for the bound of the batch and for its own length prefix.
+    pub(crate) fn measured(&self) -> Measured<'_> {
+        Measured { record: self, body: self.body_len() }
+    }
+}
+
+/// A record whose length is known.
+pub(crate) struct Measured<'a> {
+    record: &'a NewRecord<'a>,
+    body: usize,
+}
+
+impl Measured<'_> {
     /// Bytes that `encode` adds to a batch.
     pub(crate) fn encoded_len(&self) -> usize {
-        let body = self.body_len();
-        1 + varint_len(body as u64) + body
+        1 + varint_len(self.body as u64) + self.body
     }
 
     /// Appends the record to a batch.
-    pub(crate) fn encode(&self, batch: &mut BytesMut) {
-        let body = self.body_len();
-        batch.put_u8(1 << 3 | LENGTH_DELIMITED);
-        put_varint(batch, body as u64);
-        put_bytes(batch, 1, self.client);
-        put_number(batch, 2, self.epoch);
-        put_bytes(batch, 3, self.topic);
-        put_bytes(batch, 4, self.payload);
-        put_number(batch, 5, u64::from(self.qos));
-        put_bytes(batch, 6, self.user);
-        put_number(batch, 7, self.received_at);
-        put_number(batch, 8, u64::from(self.last_will));
+    pub(crate) fn encode(&self, batch: &mut Vec<u8>) {
+        let record = self.record;
+        batch.reserve(self.encoded_len());
+        batch.push(1 << 3 | LENGTH_DELIMITED);
+        put_varint(batch, self.body as u64);
+        put_bytes(batch, 1, record.client);
+        put_number(batch, 2, record.epoch);
+        put_bytes(batch, 3, record.topic);
+        put_bytes(batch, 4, record.payload);
+        put_number(batch, 5, u64::from(record.qos));
+        put_bytes(batch, 6, record.user);
+        put_number(batch, 7, record.received_at);
+        put_number(batch, 8, u64::from(record.last_will));
         put_number(batch, 9, PASSWORD);
     }
 }
@@ -102,7 +113,7 @@ mod tests {
 
     #[test]
     fn what_is_encoded_by_hand_is_decoded_by_the_contract() {
-        let mut batch = BytesMut::new();
+        let mut batch = Vec::new();
         for size in [0usize, 1, 127, 128, 20_000] {
             let payload = vec![7; size];
             let record = NewRecord {
@@ -116,10 +127,11 @@ mod tests {
                 last_will: size == 0,
             };
             let before = batch.len();
+            let record = record.measured();
             record.encode(&mut batch);
             assert_eq!(batch.len() - before, record.encoded_len());
         }
-        let decoded = RecordBatch::decode(batch.freeze()).unwrap();
+        let decoded = RecordBatch::decode(batch.as_slice()).unwrap();
         assert_eq!(decoded.records.len(), 5);
         let last = decoded.records.last().unwrap();
         assert_eq!(last.payload.len(), 20_000);

@@ -46,7 +46,7 @@ async fn a_tenant_at_its_limit_is_told_to_come_again_and_a_close_makes_room() {
     let (_second, code) = Client::try_connect(setup.address, "b", "small/device", "secret").await;
     assert_eq!(code, 3);
     drop(first);
-    until("room", || setup.metric("penstock_connections") == Some(0.0)).await;
+    until("room", || setup.metric("penstock_connections{transport=\"mqtt\"}") == Some(0.0)).await;
     let (_third, code) = Client::try_connect(setup.address, "c", "small/device", "secret").await;
     assert_eq!(code, 0);
 }

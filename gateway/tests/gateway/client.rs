@@ -8,11 +8,8 @@ use mqttbytes::{
     v4::{self, Connect, Login, Packet, Publish, Subscribe, Unsubscribe},
 };
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::{
-        TcpStream,
-        tcp::{OwnedReadHalf, OwnedWriteHalf},
-    },
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
+    net::TcpStream,
     time::timeout,
 };
 
@@ -25,13 +22,13 @@ pub struct Client {
 
 /// What the gateway writes.
 pub struct Input {
-    stream: OwnedReadHalf,
+    stream: Box<dyn AsyncRead + Send + Unpin>,
     unread: BytesMut,
 }
 
 /// What the client writes.
 pub struct Output {
-    stream: OwnedWriteHalf,
+    stream: Box<dyn AsyncWrite + Send + Unpin>,
 }
 
 impl Output {
@@ -46,6 +43,7 @@ impl Output {
         let mut out = BytesMut::new();
         packet(&mut out).unwrap();
         self.stream.write_all(&out).await.unwrap();
+        self.stream.flush().await.unwrap();
     }
 }
 
@@ -69,7 +67,35 @@ impl Input {
 impl Client {
     pub async fn dial(address: SocketAddr) -> Self {
         let (input, output) = TcpStream::connect(address).await.unwrap().into_split();
-        Self { input: Input { stream: input, unread: BytesMut::new() }, output: Output { stream: output } }
+        Self::on(input, output)
+    }
+
+    fn on(
+        input: impl AsyncRead + Send + Unpin + 'static,
+        output: impl AsyncWrite + Send + Unpin + 'static,
+    ) -> Self {
+        let input = Input { stream: Box::new(input), unread: BytesMut::new() };
+        Self { input, output: Output { stream: Box::new(output) } }
+    }
+
+    /// MQTT over whatever was dialled.
+    pub fn over(stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static) -> Self {
+        let (input, output) = tokio::io::split(stream);
+        Self::on(input, output)
+    }
+
+    /// Connects as `acme/device` over whatever was dialled.
+    pub async fn connect_over(
+        stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
+        client: &str,
+    ) -> Self {
+        let mut it = Self::over(stream);
+        it.say_connect(client, "acme/device", "secret").await;
+        match it.read().await {
+            Some(Packet::ConnAck(ack)) => assert_eq!(ack.code as u8, 0),
+            other => panic!("CONNACK expected, not {other:?}"),
+        }
+        it
     }
 
     /// Connects as `acme/device` and returns the CONNACK's code.

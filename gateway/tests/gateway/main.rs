@@ -3,12 +3,17 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod admission;
+mod authority;
 mod client;
 mod links;
 mod pause;
+mod proxy;
 mod registry;
 mod router;
 mod setup;
 mod takeover;
+mod tls;
 mod way_in;
 mod way_out;
+mod web_socket;
+mod wires;

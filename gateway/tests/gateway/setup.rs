@@ -7,7 +7,7 @@ use penstock_common::{
     name::{ClientKey, PartitionKey, TenantName},
     rendezvous,
 };
-use penstock_gateway::{ClusterSecret, Gateway, GatewayConfig, RunningGateway};
+use penstock_gateway::{ClusterSecret, Gateway, GatewayConfig, RunningGateway, TransportKind};
 use tokio::time::timeout;
 
 use crate::{client::PATIENCE, registry::TestRegistry, router::Router};
@@ -49,7 +49,7 @@ impl Setup {
         if !routers.is_empty() {
             timeout(PATIENCE, ready.wait_for(|ready| *ready)).await.expect("not ready").unwrap();
         }
-        let address = *running.addresses().first().unwrap();
+        let address = running.address(TransportKind::Mqtt).unwrap();
         Self { registry, gateway: running, address, metrics }
     }
 

@@ -16,8 +16,25 @@ use crate::{
     setup::{Setup, client_key, until},
 };
 
+/// A delivery of QoS 0, each of them another entry.
+pub fn deliver_payload(delivery: u64, topic: &str, payload: &[u8]) -> data_down::Kind {
+    deliver_record(delivery, delivery, false, topic, payload, 0)
+}
+
 fn deliver(delivery: u64, sequence: u64, repeat: bool, topic: &str, qos: u32) -> data_down::Kind {
-    let record = Record { topic: topic.to_owned().into(), payload: "p".into(), qos, ..Record::default() };
+    deliver_record(delivery, sequence, repeat, topic, b"p", qos)
+}
+
+fn deliver_record(
+    delivery: u64,
+    sequence: u64,
+    repeat: bool,
+    topic: &str,
+    payload: &[u8],
+    qos: u32,
+) -> data_down::Kind {
+    let payload = payload.to_vec().into();
+    let record = Record { topic: topic.to_owned().into(), payload, qos, ..Record::default() };
     data_down::Kind::Deliver(link::Deliver {
         tenant: "acme".into(),
         partition: 0,
@@ -38,7 +55,7 @@ async fn interest(router: &mut Router) -> link::Interest {
         .await
 }
 
-async fn taken(router: &mut Router) -> u64 {
+pub async fn taken(router: &mut Router) -> u64 {
     router
         .expect("Taken", |seen| match seen {
             Seen::Data(data_up::Kind::Taken(taken)) => Some(taken.delivery),

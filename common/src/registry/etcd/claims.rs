@@ -47,8 +47,9 @@ use crate::{
 
 /// Claims that may wait at a time.
 const CLAIMS_MAX: usize = 16_384;
-/// Transactions in flight at a time.
-const LANES: usize = 4;
+/// Transactions in flight at a time: with fewer, each carries more claims, and a transaction costs etcd as much as some ten
+/// claims do; with one, a claim would wait for two of them.
+const LANES: usize = 2;
 /// Etcd allows 128 operations a transaction, counting levels: 126, one conditional each, one more in its other branch.
 const OPERATIONS_MAX: usize = 126;
 /// Operations that nobody wants any more are swept out when there are this many.
