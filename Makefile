@@ -24,7 +24,7 @@ lint: ## Formatting and clippy, warnings are errors
 	@echo "make lint: clean"
 
 bench: packages ## Measure what a message and a connection cost, beside other brokers; some 25 minutes (ONLY=--help: parts of it)
-	cargo bench --locked -p penstock-tests --bench measure -- $(ONLY)
+	cargo bench --locked -p penstock-loadtest --bench measure -- $(ONLY)
 
 bench-micro: ## Time the hot paths: decoder, encoder, trie, session, batcher, lane
 	cargo bench --locked -p penstock-mqtt -p penstock-gateway -p penstock-router --features penstock-gateway/bench --bench hot

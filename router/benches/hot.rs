@@ -2,7 +2,7 @@
 //! nothing. `cargo bench -p penstock-router --bench hot`.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
-#[path = "../../tests/benches/paths.rs"]
+#[path = "../../mqtt/benches/hot/paths.rs"]
 mod paths;
 
 use std::hint::black_box;

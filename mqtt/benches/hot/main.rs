@@ -1,7 +1,6 @@
 //! Hot paths without I/O: decoder, encoder, trie, and whole steps of a session. `cargo bench -p penstock-mqtt --bench hot`.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
-#[path = "../../tests/benches/paths.rs"]
 mod paths;
 
 use std::{hint::black_box, sync::Arc};

@@ -38,7 +38,7 @@ fn peer(kind: Kind) -> Peer {
         Kind::Rmqtt => (
             "PENSTOCK_BENCH_RMQTT",
             "bench-rmqtt",
-            "cargo install --locked --path tests/benches/rmqtt --root ~/.cache/penstock-peers",
+            "cargo install --locked --path loadtest/benches/rmqtt --root ~/.cache/penstock-peers",
         ),
         Kind::Rabbitmq => ("PENSTOCK_BENCH_RABBITMQ", "rabbitmq-server", "apt-get install rabbitmq-server"),
         _ => ("PENSTOCK_BENCH_MOSQUITTO", "mosquitto", "apt-get install mosquitto"),
