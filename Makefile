@@ -1,10 +1,10 @@
 # The menu.
-.PHONY: help run test lint bench bench-micro instructions instructions-accept format packages
+.PHONY: help run cluster test lint bench bench-micro instructions instructions-accept helm helm-golden compose image image-check programs format packages
 
 # Programs of a cluster, and all backends.
 ALL := --workspace --all-features
 # As the tests build them: so they find them ready.
-PROGRAMS := -p penstock -p penstock-gateway -p penstock-router -p penstockctl -p penstock-loadtest --bins \
+PROGRAMS := $(addprefix -p ,$(shell cat image/programs)) --bins \
 	--features penstock-gateway/cluster,penstock-router/cluster
 
 help: ## This menu
@@ -12,6 +12,9 @@ help: ## This menu
 
 run: ## Start penstock here: MQTT on 127.0.0.1:1883, data in ./penstock-data
 	cargo run --bin penstock --
+
+cluster: packages programs ## Start etcd, Redis, 2 routers, 2 gateways and tenant demo on loopback; Ctrl-C stops them
+	cargo run --locked --quiet -p penstock-tests --bin penstock-cluster -- $(ARGS)
 
 test: packages ## Run every test, with real etcd, Redis and MQTT clients
 	cargo build --locked $(PROGRAMS)
@@ -34,6 +37,26 @@ instructions: ## Count the instructions of the hot paths and compare with .ci/in
 
 instructions-accept: ## Take the present counts as the new baseline
 	.ci/instructions --accept
+
+helm: programs ## Check the chart: Helm 3 and 4, schemas of Kubernetes, checkov, golden output, table of values
+	.ci/helm
+	@echo "make helm: the chart holds"
+
+helm-golden: programs ## Bring the chart's golden output and table of values up to date
+	.ci/helm --write
+
+compose: programs ## Check compose.yaml without Docker
+	.ci/compose
+
+image: ## Build the container image with Debian's buildah (release build, some minutes): target/image
+	@.ci/packages buildah podman runc
+	image/build
+
+image-check: ## Start the image that make image built, and use it
+	image/check
+
+programs: ## Build every program, debug
+	@cargo build --locked --quiet $(PROGRAMS)
 
 format: ## Format the sources
 	cargo fmt --all

@@ -94,8 +94,7 @@ fn verdict(report: &Report) -> String {
         out.push_str(&table(&["messages", "count"], &rows));
     }
     let rows = report.slo.iter().map(|result| {
-        let actual = result.actual.map_or_else(|| "not measured".to_owned(), |actual| format!("{actual:.3}"));
-        vec![result.slo.clone(), actual, if result.held { "held" } else { "broken" }.to_owned()]
+        vec![result.slo.clone(), result.shown(), if result.held { "held" } else { "broken" }.to_owned()]
     });
     let rows: Vec<_> = rows.collect();
     if !rows.is_empty() {

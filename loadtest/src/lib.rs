@@ -8,6 +8,7 @@
 mod access;
 mod account;
 mod alarm;
+mod arguments;
 mod churn;
 mod cli;
 mod clock;

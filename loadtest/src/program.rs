@@ -7,7 +7,7 @@ use clap::Parser;
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
 use crate::{
-    churn, cli::Cli, engine::Engine, html, report::Report, settings, settings::Job, settings::Settings,
+    arguments, churn, cli::Cli, engine::Engine, html, report::Report, settings::Job, settings::Settings,
     summary, traffic,
 };
 
@@ -18,7 +18,7 @@ const USAGE: u8 = 2;
 
 /// Runs `penstock-loadtest` with the arguments of this process.
 pub fn run() -> ExitCode {
-    let settings = match settings::read(Cli::parse()) {
+    let settings = match arguments::read(Cli::parse()) {
         Ok(settings) => settings,
         Err(faults) => {
             for fault in faults {

@@ -173,6 +173,13 @@ pub(crate) struct SloResult {
     pub(crate) held: bool,
 }
 
+impl SloResult {
+    /// The figure, for people.
+    pub(crate) fn shown(&self) -> String {
+        self.actual.map_or_else(|| "not measured".to_owned(), |actual| format!("{actual:.3}"))
+    }
+}
+
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct PhaseReport {
     pub(crate) name: String,
@@ -305,9 +312,7 @@ impl Report {
         let faults = faults.into_iter().filter(|(kind, _)| !tolerated(kind));
         self.failures.extend(faults.map(|(kind, count)| format!("{kind}={count}")));
         for result in self.slo.iter().filter(|result| !result.held) {
-            let actual =
-                result.actual.map_or_else(|| "not measured".to_owned(), |actual| format!("{actual:.3}"));
-            self.failures.push(format!("slo {}: {actual}", result.slo));
+            self.failures.push(format!("slo {}: {}", result.slo, result.shown()));
         }
         self.passed = self.failures.is_empty();
     }

@@ -6,6 +6,9 @@ use std::{
     sync::OnceLock,
 };
 
+/// Names of crates and programs alike.
+const PROGRAMS: &str = include_str!("../../image/programs");
+
 static BUILT: OnceLock<PathBuf> = OnceLock::new();
 
 /// Path of a program.
@@ -22,7 +25,7 @@ fn build() -> PathBuf {
     let profile = test.ancestors().nth(2).expect("a test lies in <target>/<profile>/deps").to_owned();
     let mut command = Command::new(env!("CARGO"));
     command.arg("build").current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
-    for package in ["penstock", "penstock-gateway", "penstock-router", "penstockctl", "penstock-loadtest"] {
+    for package in PROGRAMS.lines() {
         command.args(["-p", package]);
     }
     command.args(["--bins", "--features", "penstock-gateway/cluster,penstock-router/cluster"]);
