@@ -3,9 +3,9 @@
 
 # Programs of a cluster, and all backends.
 ALL := --workspace --all-features
-# As the tests build them: so they find them ready.
-PROGRAMS := $(addprefix -p ,$(shell cat image/programs)) --bins \
-	--features penstock-gateway/cluster,penstock-router/cluster
+# As the tests build them (tests/src/binaries.rs), and with the features that all tests have: nothing is compiled twice.
+PROGRAMS := $(addprefix -p ,$(shell cat image/programs) penstock-tests) --bins \
+	--features penstock-gateway/bench,penstock-gateway/cluster,penstock-router/cluster
 
 help: ## This menu
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 21
