@@ -10,6 +10,7 @@ import functools
 import json
 import pathlib
 import re
+import subprocess
 import sys
 import tempfile
 
@@ -127,13 +128,15 @@ def check_references(name, objects):
                         and selects(spec["selector"]["matchLabels"], s["metadata"]["labels"])]
             if len(services) != 1 or not any(p["name"] == "admin" for p in services[0]["spec"]["ports"]):
                 fault(f"{name}: {called(one)} finds {[called(s) for s in services]}")
-    outside = {"everything": {"backends", "inside", "acme"}}.get(name.split("-", 1)[1], set())
+    outside = {"everything": {"backends", "inside", "acme", "certificate"}, "secure": {"certificate"}}.get(name.split("-", 1)[1], set())
     for one, pod in pods:
         spec = pod["spec"]
         if spec["serviceAccountName"] not in accounts or spec.get("automountServiceAccountToken") is not False:
             fault(f"{name}: {called(one)}: account {spec['serviceAccountName']}")
         wanted = []
         for volume in spec.get("volumes", []):
+            if "secret" in volume and volume["secret"]["secretName"] not in outside:
+                fault(f"{name}: {called(one)} mounts {volume['secret']['secretName']}, which is not made")
             for source in volume.get("projected", {}).get("sources", []):
                 wanted += [(source["secret"]["name"], item["key"]) for item in source["secret"]["items"]]
         for container in spec["containers"] + spec.get("initContainers", []):
@@ -180,7 +183,7 @@ def resolve(container, objects, files):
         else:
             value = variable["value"]
         value = re.sub(r"\$\((\w+)\)", lambda match: made[match[1]], value)
-        made[variable["name"]] = value.replace("/run/penstock", files)
+        made[variable["name"]] = value.replace("/run/penstock-tls", files).replace("/run/penstock", files)
     return made
 
 
@@ -189,6 +192,8 @@ def check_programs(name, objects):
     with tempfile.TemporaryDirectory() as files:
         for file in ("cluster-secret", "admin-password", "password"):
             (pathlib.Path(files) / file).write_text("x" * 40)
+        subprocess.run(["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=localhost", "-keyout",
+                        "tls.key", "-out", "tls.crt"], cwd=files, check=True, capture_output=True)
         for one in objects:
             pod = pod_of(one)
             for container in (pod["spec"]["containers"] + pod["spec"].get("initContainers", []) if pod else []):

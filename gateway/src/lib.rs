@@ -8,6 +8,8 @@
 //! what it wants, `pause` and `drain` how it ends.
 
 mod admission;
+#[cfg(feature = "bench")]
+pub mod batcher;
 pub mod certificates;
 mod claims;
 pub mod config;

@@ -42,5 +42,9 @@ http://{{ include "penstock.fullname" . }}-doors:{{ .Values.router.service.port 
 {{- end }}
 
 {{- define "penstock.mqtt" -}}
+{{- if .Values.gateway.plain -}}
 mqtt://{{ include "penstock.fullname" . }}-mqtt:{{ .Values.gateway.service.port }}
+{{- else -}}
+mqtt://{{ include "penstock.fullname" . }}-gateway:1883
+{{- end }}
 {{- end }}

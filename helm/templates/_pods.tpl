@@ -142,3 +142,15 @@ securityContext:
 volumeMounts:
   - { name: secrets, mountPath: /run/penstock, readOnly: true }
 {{- end }}
+
+{{/* Listeners of the Service for devices: name, container port, port of the Service, the setting's variable. As a JSON list. */}}
+{{- define "penstock.listeners" -}}
+{{- $service := .Values.gateway.service -}}
+{{- $list := list -}}
+{{- if .Values.gateway.plain }}{{ $list = append $list (list "mqtt" 1883 $service.port "PENSTOCK_MQTT_LISTEN") }}{{ end -}}
+{{- if .Values.gateway.tls.secret }}{{ $list = append $list (list "mqtts" 8883 $service.tlsPort "PENSTOCK_MQTTS_LISTEN") }}{{ end -}}
+{{- if .Values.gateway.webSocket }}{{ $list = append $list (list "ws" 8083 $service.webSocketPort "PENSTOCK_WS_LISTEN") }}{{ end -}}
+{{- if and .Values.gateway.webSocket .Values.gateway.tls.secret }}{{ $list = append $list (list "wss" 8084 $service.webSocketTlsPort "PENSTOCK_WSS_LISTEN") }}{{ end -}}
+{{- if not $list }}{{ fail "gateways would listen nowhere: gateway.plain, gateway.tls.secret and gateway.webSocket are all off" }}{{ end -}}
+{{ toJson $list }}
+{{- end }}
