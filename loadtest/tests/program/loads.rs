@@ -10,7 +10,7 @@ async fn every_subscriber_of_a_fan_out_is_judged() {
     let broker = StandIn::start(Wrong::Nothing).await;
     let target = broker.target();
     let ran = run(&format!(
-        "fanout --target {target} --clients 5 --publishers 2 --messages 40 --duration 60s --json"
+        "fanout --target {target} --clients 5 --publishers 3 --messages 40 --duration 60s --json"
     ))
     .await;
     let json = ran.passed();
