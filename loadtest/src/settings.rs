@@ -99,7 +99,8 @@ impl Settings {
         match self.job {
             // Old and new ones.
             Job::Takeover => self.clients * 2,
-            _ => self.clients + self.tenants().len() as u64,
+            Job::Traffic(_) => self.clients + self.tenants().len() as u64,
+            Job::Connect { .. } | Job::Storm { .. } => self.clients,
         }
     }
 
