@@ -17,6 +17,7 @@ mod engine;
 pub mod fleet;
 mod generator;
 mod html;
+mod interrupt;
 pub mod ledger;
 mod marks;
 mod observer;

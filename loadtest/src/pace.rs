@@ -23,6 +23,13 @@ impl Pace {
         Self::Ramp { from: rate, to: rate }
     }
 
+    /// Messages that are due in a phase of that length; None: as many as it can.
+    pub(crate) fn count(self, phase: Duration) -> Option<u64> {
+        let Self::Ramp { from, to } = self else { return None };
+        // Saturates.
+        Some(((from + to) / 2.0 * phase.as_secs_f64()).floor() as u64)
+    }
+
     /// When the message of that number (from 0) is due in a phase of that length; None: not in this phase.
     pub(crate) fn due(self, number: u64, phase: Duration) -> Option<Duration> {
         let Self::Ramp { from, to } = self else { return Some(Duration::ZERO) };

@@ -55,6 +55,8 @@ pub(crate) struct Orders {
     pub(crate) plan: Vec<PhasePlan>,
     /// Messages of one publisher, at most.
     pub(crate) messages: Option<u64>,
+    /// So many publishers have one message more.
+    pub(crate) one_more: u64,
     /// A publisher that fell behind its pace by more catches up no further. None: it catches up with all, and says how
     /// late it was.
     pub(crate) behind_max: Option<Duration>,
@@ -104,6 +106,8 @@ struct Flow {
     course: Course,
     /// What is left of the way is that much later.
     shift: Duration,
+    /// How many it sends, at most.
+    messages: Option<u64>,
     next_sequence: u64,
     next_id: u16,
     in_flight: VecDeque<InFlight>,
@@ -127,6 +131,7 @@ impl Publisher {
         let flow = Flow {
             course: Course::new(place),
             shift: Duration::ZERO,
+            messages: orders.messages.map(|messages| messages + u64::from(place < orders.one_more)),
             next_sequence: 0,
             next_id: 1,
             in_flight: VecDeque::new(),
@@ -200,7 +205,7 @@ impl Publisher {
 
     fn upcoming(&mut self, now: Instant) -> Upcoming {
         let signal = if self.signal.has_changed().is_err() { Signal::Stop } else { *self.signal.borrow() };
-        let used_up = self.orders.messages.is_some_and(|messages| self.flow.next_sequence >= messages);
+        let used_up = self.flow.messages.is_some_and(|messages| self.flow.next_sequence >= messages);
         match signal {
             _ if used_up => Upcoming::Over,
             Signal::Stop => Upcoming::Over,

@@ -96,6 +96,8 @@ pub(crate) struct Messages {
     pub(crate) acked: u64,
     pub(crate) received: u64,
     pub(crate) unacked: u64,
+    /// Due by the rate, and not sent when the time was over.
+    pub(crate) unsent: u64,
 }
 
 /// In a measured time.
@@ -286,6 +288,7 @@ impl Report {
             "received_rate" => Some(self.rate.received),
             "connect_rate" => Some(self.rate.connects),
             "unacked" => Some(self.messages.unacked as f64),
+            "unsent" => Some(self.messages.unsent as f64),
             "refused" => Some(self.connections.refused as f64),
             "broken" => Some(self.connections.broken as f64),
             "errors" => Some(self.errors.values().sum::<u64>() as f64),

@@ -2,7 +2,12 @@
 
 use std::{net::IpAddr, path::PathBuf, time::Duration};
 
-use crate::{access::User, pace::Pace, scenario::Scenario, slo::Slo};
+use crate::{
+    access::User,
+    pace::Pace,
+    scenario::{Phase, Scenario},
+    slo::Slo,
+};
 
 /// Who enters what comes into the ledger.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -94,7 +99,8 @@ impl Settings {
         match self.job {
             // Old and new ones.
             Job::Takeover => self.clients * 2,
-            _ => self.clients + self.tenants().len() as u64,
+            Job::Traffic(_) => self.clients + self.tenants().len() as u64,
+            Job::Connect { .. } | Job::Storm { .. } => self.clients,
         }
     }
 
@@ -127,6 +133,16 @@ impl Settings {
 }
 
 impl Traffic {
+    /// Messages that the rates ask for; None: they don't say.
+    pub(crate) fn due(&self) -> Option<u64> {
+        let phase = |phase: &Phase| {
+            let published = if phase.publishers > 0 { phase.rate.count(phase.length)? } else { 0 };
+            Some(published + phase.pushes.map_or(Some(0), |pace| pace.count(phase.length))?)
+        };
+        let due = self.scenario.phases.iter().map(phase).sum::<Option<u64>>()?;
+        Some(self.messages.map_or(due, |messages| messages.min(due)))
+    }
+
     fn shown(&self) -> serde_json::Value {
         let scenario = &self.scenario;
         let rate = scenario.phases.iter().find(|phase| phase.measured).and_then(|phase| {

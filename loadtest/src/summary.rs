@@ -47,7 +47,9 @@ fn counts(lines: &mut Lines, report: &Report) {
         lines.add("connects", format!("{} ({:.0}/s)", report.measured.connects, rate.connects));
         return;
     }
-    lines.add("sent", format!("{} ({:.0}/s)", messages.sent, rate.sent));
+    let unsent =
+        if messages.unsent > 0 { format!(", {} more were due", messages.unsent) } else { String::new() };
+    lines.add("sent", format!("{} ({:.0}/s){unsent}", messages.sent, rate.sent));
     if messages.acked + messages.unacked > 0 {
         let unacked = messages.unacked;
         lines.add("acked", format!("{} ({:.0}/s), never {unacked}", messages.acked, rate.acked));

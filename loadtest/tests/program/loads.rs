@@ -1,7 +1,7 @@
 //! Kinds of load against a broker that does nothing wrong.
 
 use crate::{
-    process::{run, run_with},
+    process::{run, run_with, start},
     standin::{StandIn, Wrong},
 };
 
@@ -10,7 +10,7 @@ async fn every_subscriber_of_a_fan_out_is_judged() {
     let broker = StandIn::start(Wrong::Nothing).await;
     let target = broker.target();
     let ran = run(&format!(
-        "fanout --target {target} --clients 5 --publishers 2 --messages 40 --duration 60s --json"
+        "fanout --target {target} --clients 5 --publishers 3 --messages 40 --duration 60s --json"
     ))
     .await;
     let json = ran.passed();
@@ -39,6 +39,31 @@ async fn connections_are_held_from_several_addresses() {
         (&40.into(), &40.into())
     );
     assert_eq!(broker.peers(), 4);
+}
+
+#[tokio::test]
+async fn an_idle_connection_costs_less_than_four_kib() {
+    let broker = StandIn::start(Wrong::Nothing).await;
+    let target = broker.target();
+    let json = run(&format!("connect --target {target} --clients 1500 --threads 1 --json")).await.passed();
+    let bytes = json["generator"]["rss_bytes_per_connection"].as_f64().unwrap();
+    assert!(bytes < 4_096.0, "{bytes} bytes for each connection");
+}
+
+#[tokio::test]
+async fn who_breaks_off_is_told_what_was_measured() {
+    let broker = StandIn::start(Wrong::Nothing).await;
+    let target = broker.target();
+    let running = start(&format!(
+        "ingest --target {target} --clients 2 --rate 100/s --duration 1h --settle 20s --json"
+    ));
+    broker.published(20).await;
+    running.terminate();
+    let ran = running.end().await;
+    assert_eq!(ran.code, Some(1), "{ran:?}");
+    let json = ran.json();
+    assert_eq!(json["failures"], serde_json::json!(["it was interrupted"]));
+    assert!(json["messages"]["acked"].as_u64().unwrap() >= 20 && json["seconds"].as_f64().unwrap() < 120.0);
 }
 
 #[tokio::test]

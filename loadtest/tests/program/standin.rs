@@ -63,6 +63,7 @@ struct State {
     subscribers: Vec<Subscriber>,
     peers: BTreeSet<IpAddr>,
     cut: BTreeSet<String>,
+    published: u64,
 }
 
 /// Runs until it is dropped.
@@ -91,6 +92,15 @@ impl StandIn {
 
     pub fn target(&self) -> String {
         format!("mqtt://{}", self.address)
+    }
+
+    /// Waits until so many messages have come.
+    pub async fn published(&self, count: u64) {
+        let limit = tokio::time::Instant::now() + std::time::Duration::from_secs(60);
+        while self.state.lock().unwrap().published < count {
+            assert!(tokio::time::Instant::now() < limit, "no {count} messages came");
+            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        }
     }
 
     /// Addresses that clients came from.
@@ -182,6 +192,7 @@ impl Client {
 
     async fn publish(&mut self, publish: Publish) -> Option<()> {
         self.count += 1;
+        self.state.lock().unwrap().published += 1;
         let the_one = self.count == THE_ONE;
         if the_one && self.wrong == Wrong::Cuts && self.state.lock().unwrap().cut.insert(self.id.clone()) {
             return None;
