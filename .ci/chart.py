@@ -10,6 +10,7 @@ import functools
 import json
 import pathlib
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -197,7 +198,7 @@ def check_programs(name, objects):
         for one in objects:
             pod = pod_of(one)
             for container in (pod["spec"]["containers"] + pod["spec"].get("initContainers", []) if pod else []):
-                command = container["command"][0]
+                command = container.get("command", [""])[0]
                 if not command.startswith("/usr/bin/penstock"):
                     continue
                 check_program(f"{name}: {called(one)}/{container['name']}", one, pod, container, objects, files)
@@ -226,6 +227,18 @@ def check_grace(where, pod, shown):
         fault(f"{where}: a drain may take {needed} s, but the pod is killed before")
 
 
+def promtool(rules):
+    """Prometheus's own checker, where it is installed."""
+    if not shutil.which("promtool"):
+        return
+    with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
+        yaml.safe_dump(rules, file)
+        file.flush()
+        ran = subprocess.run(["promtool", "check", "rules", file.name], capture_output=True, text=True, check=False)
+    if ran.returncode:
+        fault(f"promtool: {ran.stdout}{ran.stderr}")
+
+
 def check_alerts(objects):
     """Metrics in alerts are ones that the sources register: without the ending of their kind, as they are registered."""
     sources = "".join(path.read_text() for crate in ("common", "gateway", "router")
@@ -234,6 +247,7 @@ def check_alerts(objects):
     used = set()
     for one in objects:
         if one["kind"] == "PrometheusRule":
+            promtool(one["spec"])
             for rule in one["spec"]["groups"][0]["rules"]:
                 used |= set(re.findall(r"\bpenstock_\w+", rule["expr"]))
                 if rule["expr"].count("(") != rule["expr"].count(")"):

@@ -12,12 +12,13 @@ import uuid
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 FEATURES = "penstock-gateway/cluster,penstock-router/cluster"
-TARGET = "x86_64-unknown-linux-gnu"
 
 
 def resolution():
+    about = subprocess.run(["rustc", "-vV"], check=True, capture_output=True, text=True).stdout
+    target = next(line.removeprefix("host: ") for line in about.splitlines() if line.startswith("host: "))
     command = ["cargo", "metadata", "--locked", "--format-version", "1", "--features", FEATURES,
-               "--filter-platform", TARGET]
+               "--filter-platform", target]
     return json.loads(subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout)
 
 
