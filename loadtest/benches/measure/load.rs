@@ -36,6 +36,25 @@ struct Watched {
     seconds: f64,
 }
 
+/// CPU seconds between two looks below which a system is idle.
+const IDLE: f64 = 0.04;
+/// For a system to become idle again; what it does later is the next scenario's burden.
+const CALM: Duration = Duration::from_secs(15);
+
+/// Waits until the system has done what the last scenario left to do.
+fn calm(system: &System) {
+    let cpu = || system.cpu_each().iter().map(|(_, seconds)| seconds).sum::<f64>();
+    let (until, mut before) = (Instant::now() + CALM, f64::MIN);
+    while Instant::now() < until {
+        let now = cpu();
+        if now - before < IDLE {
+            return;
+        }
+        before = now;
+        thread::sleep(LOOK);
+    }
+}
+
 /// Runs a scenario. A scenario that fails is a result; an error is a fault of this program or of the machine.
 pub fn run(
     kind: Kind,
@@ -46,6 +65,7 @@ pub fn run(
 ) -> anyhow::Result<Run> {
     let mut run = Run::new(kind.name(), scenario.name(), round);
     let arguments = arguments(system, scenario, seconds)?;
+    calm(system);
     let (rss, cpu, commands) = (system.rss(), system.cpu_each(), appends(system));
     let output = system.dir.path().join("load.json");
     let mut child = start(&arguments, &output)?;

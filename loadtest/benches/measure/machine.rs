@@ -5,7 +5,9 @@ use std::{fs, process::Command};
 /// Processor, cores, memory, kernel, versions of what is not a system of its own.
 pub fn describe() -> Vec<String> {
     let cpu = line("/proc/cpuinfo", "model name").unwrap_or_else(|| "unknown processor".to_owned());
-    let cores = std::thread::available_parallelism().map_or(0, usize::from);
+    // Of the machine: this process may be pinned to one.
+    let cpus = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let cores = cpus.lines().filter(|line| line.starts_with("processor")).count();
     let memory =
         line("/proc/meminfo", "MemTotal").and_then(|text| text.split(' ').next()?.parse::<f64>().ok());
     let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();

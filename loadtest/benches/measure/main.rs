@@ -59,7 +59,10 @@ fn measure(options: &Options, kinds: &[Kind]) -> anyhow::Result<()> {
     if options.render {
         return document(&Results::read(&kept)?);
     }
-    build()?;
+    match &options.programs {
+        Some(directory) => ours::programs_are_in(directory.canonicalize().context("--programs")?),
+        None => build()?,
+    }
     stay_on_the_load_core()?;
     let mut results = run(options, kinds)?;
     println!("{}", report::render(&results));

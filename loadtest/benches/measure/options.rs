@@ -37,6 +37,9 @@ pub struct Options {
     /// Write the documents also when only a part was measured (its runs replace the same ones of the last results)
     #[arg(long)]
     pub write: bool,
+    /// Use the programs of this directory, don't build
+    #[arg(long, value_name = "DIR")]
+    pub programs: Option<std::path::PathBuf>,
     /// What `cargo bench` says
     #[arg(long, hide = true)]
     bench: bool,

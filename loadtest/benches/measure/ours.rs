@@ -50,7 +50,9 @@ pub fn missing(kind: Kind) -> Option<String> {
 pub fn part_versions() -> Vec<String> {
     let first = |program: &str| {
         let output = Command::new(program).arg("--version").output().ok()?;
-        Some(String::from_utf8_lossy(&output.stdout).lines().next()?.to_owned())
+        let line = String::from_utf8_lossy(&output.stdout).lines().next()?.to_owned();
+        // Redis says how it was built, too.
+        Some(line.split(" sha=").next()?.to_owned())
     };
     ["redis-server", "etcd"].iter().filter_map(|program| first(program)).collect()
 }
