@@ -1,14 +1,14 @@
 # The menu.
-.PHONY: help run cluster test lint bench helm helm-golden compose image image-check programs format packages
+.PHONY: help run cluster test lint bench bench-micro instructions instructions-accept helm helm-golden compose image image-check programs format packages
 
 # Programs of a cluster, and all backends.
 ALL := --workspace --all-features
-# As the tests build them: so they find them ready.
-PROGRAMS := $(addprefix -p ,$(shell cat image/programs)) --bins \
-	--features penstock-gateway/cluster,penstock-router/cluster
+# As the tests build them (tests/src/binaries.rs), and with the features that all tests have: nothing is compiled twice.
+PROGRAMS := $(addprefix -p ,$(shell cat image/programs) penstock-tests) --bins \
+	--features penstock-gateway/bench,penstock-gateway/cluster,penstock-router/cluster
 
 help: ## This menu
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 21
 
 run: ## Start penstock here: MQTT on 127.0.0.1:1883, data in ./penstock-data
 	cargo run --bin penstock --
@@ -26,8 +26,17 @@ lint: ## Formatting and clippy, warnings are errors
 	cargo clippy --locked $(ALL) --all-targets -- -D warnings
 	@echo "make lint: clean"
 
-bench: packages ## Measure what a message and a connection cost, beside mosquitto (release build, some minutes)
-	cargo bench --locked -p penstock-tests --bench measure
+bench: packages ## Measure what a message and a connection cost, beside other brokers; some 25 minutes (ONLY=--help: parts of it)
+	cargo bench --locked -p penstock-loadtest --bench measure -- $(ONLY)
+
+bench-micro: ## Time the hot paths: decoder, encoder, trie, session, batcher, lane
+	cargo bench --locked -p penstock-mqtt -p penstock-gateway -p penstock-router --features penstock-gateway/bench --bench hot
+
+instructions: ## Count the instructions of the hot paths and compare with .ci/instructions.txt (needs valgrind)
+	.ci/instructions
+
+instructions-accept: ## Take the present counts as the new baseline
+	.ci/instructions --accept
 
 helm: programs ## Check the chart: Helm 3 and 4, schemas of Kubernetes, checkov, golden output, table of values
 	.ci/helm

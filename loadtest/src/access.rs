@@ -80,8 +80,19 @@ impl Access {
         turn: u64,
         tally: &Arc<Tally>,
     ) -> Result<Connection, Broken> {
+        self.open_since(None, number, turn, tally).await
+    }
+
+    /// As `open`; it was due at an instant, and is timed from then.
+    pub(crate) async fn open_since(
+        &self,
+        due: Option<Instant>,
+        number: u64,
+        turn: u64,
+        tally: &Arc<Tally>,
+    ) -> Result<Connection, Broken> {
         let _permit = self.connecting.acquire().await;
-        let begun = Instant::now();
+        let begun = due.unwrap_or_else(Instant::now);
         match self.dial(number, turn).await {
             Ok(mut connection) => {
                 connection.presence = Some(Presence::new(tally));

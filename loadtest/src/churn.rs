@@ -18,6 +18,7 @@ use crate::{
     connection::{Broken, Connection},
     engine::{Engine, Worker},
     generator::{GeneratorReport, Usage, resident_bytes},
+    interrupt::Interrupt,
     observer::{INTERVAL, Observer, connected, counted},
     report::{LatencyTable, Report},
     settings::Settings,
@@ -51,13 +52,13 @@ struct Churn<'a> {
 }
 
 impl<'a> Churn<'a> {
-    fn new(settings: &'a Settings, engine: &'a Engine, at_once: bool) -> Self {
+    fn new(settings: &'a Settings, engine: &'a Engine, interrupt: &Interrupt, at_once: bool) -> Self {
         let mut access = traffic::access(settings);
         if at_once {
             access.connecting = Arc::new(Semaphore::new(Semaphore::MAX_PERMITS));
         }
         let begun = (Instant::now(), Usage::now(engine));
-        let observer = Observer::new(engine);
+        let observer = Observer::new(engine, interrupt);
         Self { settings, engine, observer, access: Arc::new(access), timings: Timings::default(), begun }
     }
 
@@ -89,7 +90,7 @@ impl<'a> Churn<'a> {
             }
             let interrupted = tokio::select! {
                 () = sleep_until(end.min(Instant::now() + LOOK)) => false,
-                _ = tokio::signal::ctrl_c() => true,
+                () = self.observer.interrupt.wait() => true,
             };
             if Instant::now() >= next_sample {
                 self.timings.add(&self.observer.sample(what));
@@ -109,6 +110,9 @@ impl<'a> Churn<'a> {
     }
 
     fn report(mut self, mut report: Report) -> Report {
+        if self.observer.interrupt.is_set() {
+            report.failures.push("it was interrupted".to_owned());
+        }
         self.timings.add(&self.observer.sample(""));
         report.measured = counted(self.engine);
         report.rate = report.measured.per_second(report.seconds);
@@ -163,9 +167,10 @@ pub(crate) async fn connect(
     held: Duration,
     rate: Option<f64>,
     engine: &Engine,
+    interrupt: &Interrupt,
     mut report: Report,
 ) -> Report {
-    let mut churn = Churn::new(settings, engine, rate.is_some());
+    let mut churn = Churn::new(settings, engine, interrupt, rate.is_some());
     let resident = resident_bytes();
     churn.begin();
     let start = churn.begun.0;
@@ -173,10 +178,12 @@ pub(crate) async fn connect(
         let (tally, ticket) = (Arc::clone(&worker.tally), worker.ticket());
         let due = rate.and_then(|rate| Duration::try_from_secs_f64(number as f64 / rate).ok());
         async move {
+            // Under a rate, it counts from when the connection was due.
+            let due = due.map(|due| start + due);
             if let Some(due) = due {
-                ticket.until(start + due).await;
+                ticket.until(due).await;
             }
-            if let Ok(connection) = access.open(number, 0, &tally).await {
+            if let Ok(connection) = access.open_since(due, number, 0, &tally).await {
                 Access::ended(&tally, &hold(connection, &ticket).await);
             }
         }
@@ -209,8 +216,14 @@ pub(crate) async fn connect(
 }
 
 /// All connect at once, and try again until they are in.
-pub(crate) async fn storm(settings: &Settings, rounds: u32, engine: &Engine, mut report: Report) -> Report {
-    let mut churn = Churn::new(settings, engine, true);
+pub(crate) async fn storm(
+    settings: &Settings,
+    rounds: u32,
+    engine: &Engine,
+    interrupt: &Interrupt,
+    mut report: Report,
+) -> Report {
+    let mut churn = Churn::new(settings, engine, interrupt, true);
     let (wanted, limit) = (settings.clients, settings.connect_timeout);
     churn.begin();
     for round in 1..=rounds {
@@ -238,6 +251,7 @@ pub(crate) async fn storm(settings: &Settings, rounds: u32, engine: &Engine, mut
         drop(clients);
         churn.until("cutting", CUT, |engine| connected(engine) == 0).await;
         if !all {
+            let limit = begun.elapsed();
             report.failures.push(format!("round {round}: {in_now} of {wanted} were in after {limit:?}"));
             break;
         }
@@ -248,8 +262,13 @@ pub(crate) async fn storm(settings: &Settings, rounds: u32, engine: &Engine, mut
 }
 
 /// The same identifiers once more, on the next target, until all old connections are closed.
-pub(crate) async fn takeover(settings: &Settings, engine: &Engine, mut report: Report) -> Report {
-    let mut churn = Churn::new(settings, engine, false);
+pub(crate) async fn takeover(
+    settings: &Settings,
+    engine: &Engine,
+    interrupt: &Interrupt,
+    mut report: Report,
+) -> Report {
+    let mut churn = Churn::new(settings, engine, interrupt, false);
     let at_once = Arc::new(Semaphore::new(Semaphore::MAX_PERMITS));
     let second = Arc::new(Access { connecting: at_once, ..churn.access.as_ref().clone() });
     let (go, closed) = (watch::Sender::new(false), Arc::new(AtomicU64::new(0)));

@@ -107,6 +107,7 @@ impl FleetConfig {
             inflight: self.inflight,
             plan: vec![PhasePlan { start: Duration::ZERO, length: FOR_EVER, clients: self.publishers, pace }],
             messages: self.messages,
+            one_more: 0,
             behind_max: Some(BEHIND_MAX),
             clock: Clock::now(),
         }

@@ -7,6 +7,7 @@ use tokio::time::Instant;
 
 use crate::{
     engine::Engine,
+    interrupt::Interrupt,
     report::{Counted, Latency, Sample},
     tally::{Counters, Latencies, Tally, Timings},
 };
@@ -23,6 +24,8 @@ pub(crate) struct Observer<'a> {
     begun: Instant,
     last: (Instant, Counted),
     series: Vec<Sample>,
+    /// Who watches can break it off.
+    pub(crate) interrupt: Interrupt,
 }
 
 /// All counts now.
@@ -41,14 +44,15 @@ pub(crate) fn connected(engine: &Engine) -> u64 {
 }
 
 impl<'a> Observer<'a> {
-    pub(crate) fn new(engine: &'a Engine) -> Self {
+    pub(crate) fn new(engine: &'a Engine, interrupt: &Interrupt) -> Self {
         let line =
             if std::io::stderr().is_terminal() { ProgressBar::new_spinner() } else { ProgressBar::hidden() };
         if let Ok(style) = ProgressStyle::with_template("{spinner} {elapsed:>4} {msg}") {
             line.set_style(style);
         }
         let now = Instant::now();
-        Self { engine, line, begun: now, last: (now, counted(engine)), series: Vec::new() }
+        let interrupt = interrupt.clone();
+        Self { engine, line, begun: now, last: (now, counted(engine)), series: Vec::new(), interrupt }
     }
 
     /// The load begins: samples count from here. What was timed before it is given.

@@ -23,6 +23,13 @@ impl Pace {
         Self::Ramp { from: rate, to: rate }
     }
 
+    /// Messages that are due in a phase of that length; None: as many as it can.
+    pub(crate) fn count(self, phase: Duration) -> Option<u64> {
+        let Self::Ramp { from, to } = self else { return None };
+        // Saturates.
+        Some(((from + to) / 2.0 * phase.as_secs_f64()).floor() as u64)
+    }
+
     /// When the message of that number (from 0) is due in a phase of that length; None: not in this phase.
     pub(crate) fn due(self, number: u64, phase: Duration) -> Option<Duration> {
         let Self::Ramp { from, to } = self else { return Some(Duration::ZERO) };
@@ -31,7 +38,7 @@ impl Pace {
         let growth = (to - from) / length;
         let under_root = from * from + 2.0 * growth * number as f64;
         let divisor = from + under_root.max(0.0).sqrt();
-        let at = if number == 0 && from > 0.0 { 0.0 } else { 2.0 * number as f64 / divisor };
+        let at = if number == 0 && from + to > 0.0 { 0.0 } else { 2.0 * number as f64 / divisor };
         let never = under_root < 0.0 || !at.is_finite() || at >= length;
         if never { None } else { Duration::try_from_secs_f64(at).ok() }
     }

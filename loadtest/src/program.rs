@@ -7,8 +7,8 @@ use clap::Parser;
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
 use crate::{
-    churn, cli::Cli, engine::Engine, html, report::Report, settings, settings::Job, settings::Settings,
-    summary, traffic,
+    arguments, churn, cli::Cli, engine::Engine, html, interrupt::Interrupt, report::Report, settings::Job,
+    settings::Settings, summary, traffic,
 };
 
 /// The run's verdict.
@@ -18,7 +18,7 @@ const USAGE: u8 = 2;
 
 /// Runs `penstock-loadtest` with the arguments of this process.
 pub fn run() -> ExitCode {
-    let settings = match settings::read(Cli::parse()) {
+    let settings = match arguments::read(Cli::parse()) {
         Ok(settings) => settings,
         Err(faults) => {
             for fault in faults {
@@ -41,15 +41,18 @@ fn measure(settings: &Settings) -> anyhow::Result<Report> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let started_at = OffsetDateTime::now_utc().format(&Rfc3339)?;
+        let interrupt = Interrupt::listen()?;
         let engine = Engine::start(settings.threads, settings.files())?;
         let report = Report::new(settings, started_at);
         let mut report = match &settings.job {
-            Job::Traffic(load) => Box::pin(traffic::run(settings, load, &engine, report)).await?,
+            Job::Traffic(load) => Box::pin(traffic::run(settings, load, &engine, &interrupt, report)).await?,
             Job::Connect { hold, rate } => {
-                Box::pin(churn::connect(settings, *hold, *rate, &engine, report)).await
+                Box::pin(churn::connect(settings, *hold, *rate, &engine, &interrupt, report)).await
             }
-            Job::Storm { rounds } => Box::pin(churn::storm(settings, *rounds, &engine, report)).await,
-            Job::Takeover => Box::pin(churn::takeover(settings, &engine, report)).await,
+            Job::Storm { rounds } => {
+                Box::pin(churn::storm(settings, *rounds, &engine, &interrupt, report)).await
+            }
+            Job::Takeover => Box::pin(churn::takeover(settings, &engine, &interrupt, report)).await,
         };
         report.judge(settings);
         Ok(report)

@@ -55,6 +55,8 @@ pub(crate) struct Orders {
     pub(crate) plan: Vec<PhasePlan>,
     /// Messages of one publisher, at most.
     pub(crate) messages: Option<u64>,
+    /// So many publishers have one message more.
+    pub(crate) one_more: u64,
     /// A publisher that fell behind its pace by more catches up no further. None: it catches up with all, and says how
     /// late it was.
     pub(crate) behind_max: Option<Duration>,
@@ -104,9 +106,13 @@ struct Flow {
     course: Course,
     /// What is left of the way is that much later.
     shift: Duration,
+    /// How many it sends, at most.
+    messages: Option<u64>,
     next_sequence: u64,
     next_id: u16,
     in_flight: VecDeque<InFlight>,
+    /// After the last message that was acknowledged on this connection.
+    acked_below: u64,
     /// The window or the socket was in the way of the next message.
     held_up: bool,
 }
@@ -125,9 +131,11 @@ impl Publisher {
         let flow = Flow {
             course: Course::new(place),
             shift: Duration::ZERO,
+            messages: orders.messages.map(|messages| messages + u64::from(place < orders.one_more)),
             next_sequence: 0,
             next_id: 1,
             in_flight: VecDeque::new(),
+            acked_below: 0,
             held_up: false,
         };
         Self {
@@ -197,7 +205,7 @@ impl Publisher {
 
     fn upcoming(&mut self, now: Instant) -> Upcoming {
         let signal = if self.signal.has_changed().is_err() { Signal::Stop } else { *self.signal.borrow() };
-        let used_up = self.orders.messages.is_some_and(|messages| self.flow.next_sequence >= messages);
+        let used_up = self.flow.messages.is_some_and(|messages| self.flow.next_sequence >= messages);
         match signal {
             _ if used_up => Upcoming::Over,
             Signal::Stop => Upcoming::Over,
@@ -209,20 +217,20 @@ impl Publisher {
     async fn serve(&mut self, connection: &mut Connection) -> Result<Served, Broken> {
         self.send_again(connection);
         loop {
-            let wake = match self.fill(connection, Instant::now()) {
+            let upcoming = self.fill(connection, Instant::now());
+            connection.push()?;
+            let wake = match upcoming {
                 Upcoming::Over if self.settled(connection) => return Ok(Served::Over),
                 Upcoming::Absent(until) if self.settled(connection) => return Ok(Served::Absent(until)),
                 Upcoming::Later(at) => Some(at),
                 // The socket has taken it all, and there is more.
                 Upcoming::Due(_) if !self.window_is_full() && connection.waiting() < SEND => {
-                    connection.push()?;
                     self.receive(connection)?;
                     tokio::task::yield_now().await;
                     continue;
                 }
                 _ => None,
             };
-            connection.push()?;
             let keep_alive_at = connection.keep_alive_at();
             let until = wake.map_or(keep_alive_at, |wake| wake.min(keep_alive_at));
             tokio::select! {
@@ -250,6 +258,7 @@ impl Publisher {
 
     /// What was not acknowledged, in order, before anything new ([MQTT-4.4.0-1], [MQTT-4.6.0-1]).
     fn send_again(&mut self, connection: &mut Connection) {
+        self.flow.acked_below = 0;
         let mut account = self.entries.as_ref().map(Entries::lock);
         for at in 0..self.flow.in_flight.len() {
             if let Some(message) = self.flow.in_flight.get(at).copied() {
@@ -404,10 +413,11 @@ impl Flow {
         tally: &Tally,
     ) -> bool {
         let Some(at) = self.in_flight.iter().position(|message| message.id == id) else { return false };
-        if at > 0 {
+        let Some(message) = self.in_flight.remove(at) else { return false };
+        if message.sequence < self.acked_below {
             Counters::add(&tally.counters.acked_out_of_order);
         }
-        let Some(message) = self.in_flight.remove(at) else { return false };
+        self.acked_below = self.acked_below.max(message.sequence + 1);
         if let Some(account) = account {
             account.acked(message.sequence);
         }

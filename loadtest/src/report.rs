@@ -96,6 +96,8 @@ pub(crate) struct Messages {
     pub(crate) acked: u64,
     pub(crate) received: u64,
     pub(crate) unacked: u64,
+    /// Due by the rate, and not sent when the time was over.
+    pub(crate) unsent: u64,
 }
 
 /// In a measured time.
@@ -171,6 +173,13 @@ pub(crate) struct SloResult {
     /// None: it was not measured.
     pub(crate) actual: Option<f64>,
     pub(crate) held: bool,
+}
+
+impl SloResult {
+    /// The figure, for people.
+    pub(crate) fn shown(&self) -> String {
+        self.actual.map_or_else(|| "not measured".to_owned(), |actual| format!("{actual:.3}"))
+    }
 }
 
 #[derive(Debug, Clone, Serialize)]
@@ -279,6 +288,7 @@ impl Report {
             "received_rate" => Some(self.rate.received),
             "connect_rate" => Some(self.rate.connects),
             "unacked" => Some(self.messages.unacked as f64),
+            "unsent" => Some(self.messages.unsent as f64),
             "refused" => Some(self.connections.refused as f64),
             "broken" => Some(self.connections.broken as f64),
             "errors" => Some(self.errors.values().sum::<u64>() as f64),
@@ -305,9 +315,7 @@ impl Report {
         let faults = faults.into_iter().filter(|(kind, _)| !tolerated(kind));
         self.failures.extend(faults.map(|(kind, count)| format!("{kind}={count}")));
         for result in self.slo.iter().filter(|result| !result.held) {
-            let actual =
-                result.actual.map_or_else(|| "not measured".to_owned(), |actual| format!("{actual:.3}"));
-            self.failures.push(format!("slo {}: {actual}", result.slo));
+            self.failures.push(format!("slo {}: {}", result.slo, result.shown()));
         }
         self.passed = self.failures.is_empty();
     }

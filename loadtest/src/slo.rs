@@ -20,8 +20,8 @@ pub(crate) const FAULTS: [&str; 10] = [
     "acked_out_of_order",
 ];
 /// Other counts.
-pub(crate) const COUNTS: [&str; 6] =
-    ["redelivered", "resent_duplicates", "unacked", "refused", "broken", "errors"];
+pub(crate) const COUNTS: [&str; 7] =
+    ["redelivered", "resent_duplicates", "unacked", "unsent", "refused", "broken", "errors"];
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Comparison {

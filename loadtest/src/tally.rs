@@ -17,6 +17,8 @@ use tokio::time::Instant;
 pub struct Counters {
     /// Clients with a connection now.
     pub connected: AtomicU64,
+    /// The most of them at a time.
+    pub most: AtomicU64,
     /// Connections made.
     pub connects: AtomicU64,
     /// Connections that broke.
@@ -159,7 +161,8 @@ pub(crate) struct Presence(Arc<Tally>);
 
 impl Presence {
     pub(crate) fn new(tally: &Arc<Tally>) -> Self {
-        Counters::add(&tally.counters.connected);
+        let now = tally.counters.connected.fetch_add(1, Ordering::Relaxed) + 1;
+        tally.counters.most.fetch_max(now, Ordering::Relaxed);
         Self(Arc::clone(tally))
     }
 }

@@ -15,6 +15,7 @@ use crate::{
     clock::Clock,
     engine::Engine,
     generator::{GeneratorReport, Usage},
+    interrupt::Interrupt,
     observer::{INTERVAL, Observer, connected, counted},
     pace::{Pace, PhasePlan},
     publisher::{Orders, Publisher, Signal},
@@ -48,27 +49,35 @@ pub(crate) async fn run(
     settings: &Settings,
     traffic: &Traffic,
     engine: &Engine,
+    interrupt: &Interrupt,
     mut report: Report,
 ) -> anyhow::Result<Report> {
     let (clock, access) = (Clock::now(), access(settings));
-    let mut observer = Observer::new(engine);
+    let mut observer = Observer::new(engine, interrupt);
     observer.say("connecting those who verify");
-    let verification = Box::pin(Verification::start(settings, traffic, &access, engine, clock)).await?;
+    let verification = Verification::start(settings, traffic, &access, engine, &observer, clock);
+    let mut verification = Box::pin(verification).await?;
     observer.say("connecting clients");
     let signal = watch::Sender::new(Signal::Wait);
     let mut load = Load { settings, traffic, engine, signal, clock, tasks: Vec::new() };
-    load.start(&access, &verification).await?;
+    let started = load.start(&access, &verification, interrupt).await;
+    verification.or_abandon(started).await?;
+    report.connections.wanted += verification.verifiers();
     let mut timings = observer.begin(Instant::now() + LEAD);
     // Nothing is sent yet: connecting is all that was timed.
     let interrupted = load.phases(&mut observer, &mut timings, &mut report).await;
-    report.connections.connected = connected(engine);
     let unfinished = load.settle().await;
     observer.say("waiting for those who verify");
     let verdict = verification.judge(traffic.settle).await?;
-    timings.add(&engine.take());
+    // What was slow at the end comes while it settles: it counts, too.
+    let late = engine.take();
+    timings.add_errors(&late);
+    report.timings.add(&late);
+    report.latency_ms = LatencyTable::of(&report.timings);
     totals(&mut report, engine, traffic, timings);
     report.verdict = verdict;
     report.series = observer.finish();
+    report.connections.connected = engine.count(|tally| Counters::get(&tally.counters.most));
     if interrupted {
         report.failures.push("it was interrupted".to_owned());
     } else if unfinished > 0 || report.messages.unacked > 0 {
@@ -110,7 +119,12 @@ fn plan(phases: &[Phase], what: impl Fn(&Phase) -> Option<(u64, Pace)>) -> Vec<P
 
 impl Load<'_> {
     /// Connects everybody.
-    async fn start(&mut self, access: &Access, verification: &Verification) -> anyhow::Result<()> {
+    async fn start(
+        &mut self,
+        access: &Access,
+        verification: &Verification,
+        interrupt: &Interrupt,
+    ) -> anyhow::Result<()> {
         let present = connected(self.engine);
         let scenario = &self.traffic.scenario;
         if scenario.pushes() {
@@ -132,12 +146,13 @@ impl Load<'_> {
         let first = present + scenario.phases.first().map_or(0, |phase| phase.publishers);
         let limit = self.settings.connect_timeout;
         let connected = || connected(self.engine);
-        verification::reached(self.engine, "clients", first, limit, connected).await
+        verification::reached(self.engine, interrupt, "clients", first, limit, connected).await
     }
 
     fn orders(&self, access: &Access) -> Orders {
         let (traffic, scenario) = (self.traffic, &self.traffic.scenario);
         let tenants = self.settings.tenants();
+        let publishers = scenario.publishers().max(1);
         let stamp = tenants.iter().map(|tenant| stamp_bytes(tenant, scenario.publishers())).max();
         Orders {
             access: access.clone(),
@@ -147,7 +162,8 @@ impl Load<'_> {
             qos: traffic.qos,
             inflight: traffic.inflight,
             plan: plan(&scenario.phases, |phase| Some((phase.publishers, phase.rate))),
-            messages: traffic.messages.map(|messages| messages.div_ceil(scenario.publishers().max(1))),
+            messages: traffic.messages.map(|messages| messages / publishers),
+            one_more: traffic.messages.unwrap_or(0) % publishers,
             behind_max: None,
             clock: self.clock,
         }
@@ -180,19 +196,21 @@ impl Load<'_> {
         report: &mut Report,
     ) -> bool {
         let start = Instant::now() + LEAD;
+        let mut before_it = counted(self.engine);
         self.signal.send_replace(Signal::Go(start));
         sleep_until(start).await;
         let mut sum = Sum::default();
-        let mut end = start;
+        let (mut begun, mut end) = (start, start);
         let mut interrupted = false;
         for phase in &self.traffic.scenario.phases {
             end += phase.length;
-            let counted_before = counted(self.engine);
-            let (usage, begun) = (Usage::now(self.engine), Instant::now());
+            let usage = Usage::now(self.engine);
             let timings;
             (timings, interrupted) = self.phase(observer, &phase.name, end).await;
-            let seconds = begun.elapsed().as_secs_f64();
-            let counted = counted(self.engine).since(counted_before);
+            let (now, after_it) = (Instant::now(), counted(self.engine));
+            let seconds = now.saturating_duration_since(begun).as_secs_f64();
+            let counted = after_it.since(before_it);
+            (begun, before_it) = (now, after_it);
             report.phases.push(PhaseReport {
                 name: phase.name.clone(),
                 measured: phase.measured,
@@ -214,7 +232,6 @@ impl Load<'_> {
         sum.tell(report);
         // What connecting took is told, though nothing else was measured then.
         report.timings.connect.add(&before.connect);
-        report.latency_ms.connect = Latency::of(&report.timings.connect);
         interrupted
     }
 
@@ -233,7 +250,7 @@ impl Load<'_> {
             let wake = end.min(next_sample).min(look);
             let interrupted = tokio::select! {
                 () = sleep_until(wake) => false,
-                _ = tokio::signal::ctrl_c() => true,
+                () = observer.interrupt.wait() => true,
             };
             let now = Instant::now();
             let over = interrupted || now >= end || self.ended();
@@ -274,7 +291,6 @@ impl Sum {
         report.seconds = self.seconds;
         report.measured = self.counted;
         report.rate = self.counted.per_second(self.seconds);
-        report.latency_ms = LatencyTable::of(&self.timings);
         if let (Some(first), Some(last)) = (&self.first, &self.last) {
             // Without a rate nothing is ever late.
             let lag = Latency::of(&self.timings.send_lag).filter(|_| self.paced).map(|lag| lag.p99);
@@ -291,7 +307,8 @@ fn totals(report: &mut Report, engine: &Engine, traffic: &Traffic, timings: Timi
     let owed = if traffic.qos > 0 { all.sent.saturating_sub(all.acked) } else { 0 };
     // Pushes that failed are errors, and have their receipts.
     let unacked = if traffic.scenario.pushes() { 0 } else { owed };
-    report.messages = Messages { sent: all.sent, acked: all.acked, received: all.received, unacked };
+    let unsent = traffic.due().map_or(0, |due| due.saturating_sub(all.sent));
+    report.messages = Messages { sent: all.sent, acked: all.acked, received: all.received, unacked, unsent };
     report.connections.refused = engine.count(|tally| Counters::get(&tally.counters.refused));
     report.connections.broken = engine.count(|tally| Counters::get(&tally.counters.broken));
     report.acked_out_of_order = engine.count(|tally| Counters::get(&tally.counters.acked_out_of_order));

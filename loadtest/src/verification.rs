@@ -15,7 +15,9 @@ use crate::{
     access::{Access, User},
     clock::Clock,
     engine::Engine,
+    interrupt::Interrupt,
     ledger::{Ledger, ReaderId},
+    observer::Observer,
     readers::Reading,
     report::Judged,
     settings::{Doors, Settings, Traffic, Verify},
@@ -45,6 +47,7 @@ pub(crate) struct Verification {
     readers: Vec<Judging>,
     groups: Vec<Group>,
     subscribers: Vec<AbortHandle>,
+    verifiers: u64,
 }
 
 /// One reader, and whose verdict it adds to.
@@ -84,6 +87,7 @@ impl Verification {
         traffic: &Traffic,
         access: &Access,
         engine: &Engine,
+        observer: &Observer<'_>,
         clock: Clock,
     ) -> anyhow::Result<Self> {
         let mut own = Self {
@@ -92,6 +96,7 @@ impl Verification {
             readers: Vec::new(),
             groups: Vec::new(),
             subscribers: Vec::new(),
+            verifiers: 0,
         };
         let scenario = &traffic.scenario;
         let verified = traffic.verify != Verify::Nobody;
@@ -107,20 +112,33 @@ impl Verification {
         for number in 0..scenario.devices {
             own.subscribers.push(listening.device(number, desk.clone()));
         }
-        let mut waited_for = scenario.subscribers + scenario.devices;
-        if scenario.publishers() > 0
-            && (verified && scenario.subscribers == 0 || traffic.verify == Verify::Group)
-        {
-            waited_for += own.whole(&listening).await?;
+        let everything = scenario.subscribers == 0 || traffic.verify == Verify::Group;
+        if verified && everything && scenario.publishers() > 0 {
+            let begun = own.whole(&listening).await;
+            own.or_abandon(begun).await?;
         }
+        let waited_for = scenario.subscribers + scenario.devices + own.verifiers;
         let subscribed = || engine.count(|tally| Counters::get(&tally.counters.subscribed));
-        reached(engine, "subscribers", waited_for, settings.connect_timeout, subscribed).await?;
+        let limit = settings.connect_timeout;
+        let all = reached(engine, &observer.interrupt, "subscribers", waited_for, limit, subscribed).await;
+        own.or_abandon(all).await?;
         Ok(own)
     }
 
-    /// Readers of everything, one for each tenant. Gives how many of them are subscribers.
-    async fn whole(&mut self, listening: &Listening<'_>) -> anyhow::Result<u64> {
-        let mut subscribers = 0;
+    /// Where the run can't go on: groups must not stay behind, they would hold what is stored.
+    pub(crate) async fn or_abandon<T>(&mut self, outcome: anyhow::Result<T>) -> anyhow::Result<T> {
+        if outcome.is_err() {
+            for group in self.groups.drain(..) {
+                group.task.abort();
+                // The first error is the one to tell.
+                let _ = group.client.delete_group(&group.name).await;
+            }
+        }
+        outcome
+    }
+
+    /// Readers of everything, one for each tenant.
+    async fn whole(&mut self, listening: &Listening<'_>) -> anyhow::Result<()> {
         for tenant in listening.settings.tenants() {
             let ledger = self.published.clone();
             if let (Verify::Group, Some(doors)) = (listening.traffic.verify, &listening.traffic.doors) {
@@ -129,11 +147,11 @@ impl Verification {
                 self.groups.push(group.with_context(|| format!("the group that verifies {tenant}"))?);
             } else {
                 let desk = self.reader("subscriber", &ledger, &tenant);
-                self.subscribers.push(listening.verifier(&tenant, subscribers, desk));
-                subscribers += 1;
+                self.subscribers.push(listening.verifier(&tenant, self.verifiers, desk));
+                self.verifiers += 1;
             }
         }
-        Ok(subscribers)
+        Ok(())
     }
 
     fn reader(&mut self, by: &'static str, ledger: &Ledger, tenant: &str) -> Desk {
@@ -144,6 +162,11 @@ impl Verification {
             .any(|own| own.by == by && own.ledger.tenant(own.reader).as_deref() == Some(tenant));
         self.readers.push(Judging { by, ledger: ledger.clone(), reader, first });
         Desk { ledger: ledger.clone(), reader }
+    }
+
+    /// Clients that do nothing else.
+    pub(crate) fn verifiers(&self) -> u64 {
+        self.verifiers
     }
 
     /// Whether anybody verifies.
@@ -262,7 +285,14 @@ impl Listening<'_> {
             joined.map_err(|_| anyhow::anyhow!("no partition was joined within {limit:?}"))??;
             anyhow::Ok(consumer)
         });
-        let consumer = started.await.context("the group's consumer failed")??;
+        let consumer = match started.await.context("the group's consumer failed").flatten() {
+            Ok(consumer) => consumer,
+            Err(error) => {
+                // The first error is the one to tell.
+                let _ = client.delete_group(&name).await;
+                return Err(error);
+            }
+        };
         let reading = Reading { consumer, ledger, reader, acks: true, tally, clock };
         Ok(Group { client, name, stop, task: worker.spawn(reading.run(stopping)) })
     }
@@ -279,6 +309,7 @@ pub(crate) fn door(doors: &Doors, tenant: &str) -> anyhow::Result<Client> {
 /// Waits until a count has reached a number. Gives up early where nothing works at all.
 pub(crate) async fn reached(
     engine: &Engine,
+    interrupt: &Interrupt,
     what: &str,
     wanted: u64,
     limit: Duration,
@@ -294,6 +325,7 @@ pub(crate) async fn reached(
                 errors.iter().map(|(kind, count)| format!("{kind} {count} times")).collect();
             if kinds.is_empty() { "no answer".to_owned() } else { kinds.join(", ") }
         };
+        ensure!(!interrupt.is_set(), "it was interrupted");
         let refused = engine.count(|tally| Counters::get(&tally.counters.refused));
         if count() == 0 && refused > 0 && begun.elapsed() > PATIENCE.min(limit) {
             bail!("none of {wanted} {what} could connect: {}", errors());
