@@ -43,7 +43,7 @@ pub(crate) enum Signal {
 #[derive(Debug)]
 pub(crate) struct Orders {
     pub(crate) access: Access,
-    /// `{n}` is the publisher's number.
+    /// `{i}` is the publisher's number.
     pub(crate) topic: String,
     pub(crate) payload_bytes: usize,
     /// False: payloads are filler, for brokers whose messages nobody reads.
