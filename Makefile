@@ -14,7 +14,7 @@ run: ## Start penstock here: MQTT on 127.0.0.1:1883, data in ./penstock-data
 	cargo run --bin penstock --
 
 cluster: packages programs ## Start etcd, Redis, 2 routers, 2 gateways and tenant demo on loopback; Ctrl-C stops them
-	cargo run --locked --quiet -p penstock-tests --bin penstock-cluster -- $(ARGS)
+	$${CARGO_TARGET_DIR:-target}/debug/penstock-cluster $(ARGS)
 
 test: packages ## Run every test, with real etcd, Redis and MQTT clients
 	cargo build --locked $(PROGRAMS)

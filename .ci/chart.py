@@ -217,7 +217,19 @@ def check_program(where, one, pod, container, objects, files):
     for port in container["ports"]:
         if port["containerPort"] not in listeners:
             fault(f"{where}: nothing listens on {port['containerPort']} for other machines")
+    check_probes(where, container, shown)
     check_grace(where, pod, shown)
+
+
+def check_probes(where, container, shown):
+    """Probes ask for a page of the admin listener, at its port."""
+    pages = set(re.findall(r'\.route\("(/\w+)"', (ROOT / "common" / "src" / "admin.rs").read_text()))
+    admin = int(re.search(r'^\[admin\]\nlisten = "[^"]*:(\d+)"', shown, re.M)[1])
+    ports = {port["name"]: port["containerPort"] for port in container["ports"]}
+    for kind in ("startupProbe", "livenessProbe", "readinessProbe"):
+        asked = container[kind]["httpGet"]
+        if asked["path"] not in pages or ports.get(asked["port"]) != admin:
+            fault(f"{where}: {kind} asks {asked}")
 
 
 def check_grace(where, pod, shown):

@@ -12,7 +12,7 @@ use crate::{
 /// Tenant in the stamps of clients without a user name.
 pub const NO_TENANT: &str = "anonymous";
 
-/// One of the names that clients use in turn; `{n}` in them is the client's number.
+/// One of the names that clients use in turn; `{i}` in them is the client's number.
 #[derive(Clone)]
 pub struct User {
     /// `tenant/user`.
@@ -44,7 +44,7 @@ pub(crate) struct Access {
     pub(crate) sources: Vec<IpAddr>,
     /// Empty: no user name.
     pub(crate) users: Vec<User>,
-    /// `{n}` is the client's number.
+    /// `{i}` is the client's number.
     pub(crate) client_id: String,
     pub(crate) keep_alive: Duration,
     /// For one connection.
@@ -55,7 +55,7 @@ pub(crate) struct Access {
 
 /// A template with the client's number.
 pub(crate) fn numbered(template: &str, number: u64) -> String {
-    template.replace("{n}", &number.to_string())
+    template.replace("{i}", &number.to_string())
 }
 
 fn in_turn<T>(all: &[T], number: u64) -> Option<&T> {

@@ -147,7 +147,7 @@ fn traffic(
     let scenario = scenario(command, settings.clients, &shape, rate, length, warmup);
     let payload = faults.take("--payload", quantity::bytes(&text(&load.payload, "64B")));
     let verify = verify(faults, load);
-    let topic = if matches!(shape, Shape::Fanout { .. }) { "fan/{run}/{n}" } else { "load/{run}/{n}" };
+    let topic = if matches!(shape, Shape::Fanout { .. }) { "fan/{run}/{i}" } else { "load/{run}/{i}" };
     let traffic = Traffic {
         // At most 1.
         qos: faults.number("--qos", &text(&load.qos, "1"), 0, 1) as u8,
@@ -317,8 +317,8 @@ fn base(command: &'static str, faults: &mut Faults, common: &Common, job: Job) -
     let many = !matches!(command, "ingest" | "push" | "fanout" | "run");
     let clients = common.clients.as_deref().unwrap_or(if many { "1000" } else { "100" });
     let clients = faults.number("--clients", clients, 1, 10_000_000);
-    if clients > 1 && !common.client_id.contains("{n}") {
-        faults.add("--client-id", "clients need different identifiers: use {n}");
+    if clients > 1 && !common.client_id.contains("{i}") {
+        faults.add("--client-id", "clients need different identifiers: use {i}");
     }
     let sources = common.source_ips.as_deref();
     let sources = sources.and_then(|text| faults.take("--source-ips", quantity::addresses(text)));

@@ -139,7 +139,7 @@ pub(crate) struct Load {
     /// Messages of a publisher without a PUBACK; pushes without a receipt, in total [default: 16]
     #[arg(long, value_name = "N")]
     pub(crate) inflight: Option<String>,
-    /// Topic; {n} is the publisher's number, {run} the run's [default: load/{run}/{n}]
+    /// Topic; {i} is the publisher's number, {run} the run's [default: load/{run}/{i}]
     #[arg(long, value_name = "TEMPLATE")]
     pub(crate) topic: Option<String>,
     /// How long it is measured [default: 10s]
@@ -178,7 +178,7 @@ pub(crate) struct Common {
         default_value = "mqtt://127.0.0.1:1883"
     )]
     pub(crate) targets: Vec<String>,
-    /// MQTT user name; {n} is the client's number; what is before / is the tenant; several are used in turn
+    /// MQTT user name; {i} is the client's number; what is before / is the tenant; several are used in turn
     #[arg(long, value_name = "NAME", value_delimiter = ',')]
     pub(crate) user_template: Vec<String>,
     /// File with the users' password; without it the environment variable PENSTOCK_PASSWORD is read
@@ -187,8 +187,8 @@ pub(crate) struct Common {
     /// Clients [default: 100; connect, storm, takeover: 1000]
     #[arg(long, value_name = "N")]
     pub(crate) clients: Option<String>,
-    /// Client identifiers; {n} is the client's number, {run} the run's
-    #[arg(long, value_name = "TEMPLATE", default_value = "load-{run}-{n}")]
+    /// Client identifiers; {i} is the client's number, {run} the run's
+    #[arg(long, value_name = "TEMPLATE", default_value = "load-{run}-{i}")]
     pub(crate) client_id: String,
     /// Addresses that clients bind to in turn, such as 127.0.0.2-127.0.0.20
     #[arg(long, value_name = "A-B")]

@@ -56,9 +56,9 @@ pub struct FleetConfig {
     pub publishers: u64,
     /// Number of the first publisher: fleets that share a ledger have distinct numbers.
     pub first_publisher: u64,
-    /// Client identifier; `{n}` is the publisher's number.
+    /// Client identifier; `{i}` is the publisher's number.
     pub client_id: String,
-    /// Topic; `{n}` is the publisher's number.
+    /// Topic; `{i}` is the publisher's number.
     pub topic: String,
     /// Size of a payload, bytes; at least its stamp.
     pub payload_bytes: usize,
@@ -84,8 +84,8 @@ impl FleetConfig {
             password: password.into(),
             publishers: 1,
             first_publisher: 0,
-            client_id: format!("{tenant}-{{n}}"),
-            topic: "load/{n}".into(),
+            client_id: format!("{tenant}-{{i}}"),
+            topic: "load/{i}".into(),
             payload_bytes: 64,
             qos: 1,
             inflight: 10,

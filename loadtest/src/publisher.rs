@@ -43,7 +43,7 @@ pub(crate) enum Signal {
 #[derive(Debug)]
 pub(crate) struct Orders {
     pub(crate) access: Access,
-    /// `{n}` is the publisher's number.
+    /// `{i}` is the publisher's number.
     pub(crate) topic: String,
     pub(crate) payload_bytes: usize,
     /// False: payloads are filler, for brokers whose messages nobody reads.
@@ -115,6 +115,8 @@ struct Flow {
     acked_below: u64,
     /// The window or the socket was in the way of the next message.
     held_up: bool,
+    /// There is a rate: then a message can be late.
+    paced: bool,
 }
 
 impl Publisher {
@@ -137,6 +139,7 @@ impl Publisher {
             in_flight: VecDeque::new(),
             acked_below: 0,
             held_up: false,
+            paced: false,
         };
         Self {
             number,
@@ -284,7 +287,7 @@ impl Publisher {
                 self.flow.held_up |= sent < A_TURN;
                 break upcoming;
             }
-            if !self.flow.held_up {
+            if self.flow.paced && !self.flow.held_up {
                 timings.get_or_insert_with(|| tally.timings()).send_lag.record_since(due, now);
             }
             let message = self.flow.take(due, self.orders.qos > 0);
@@ -357,7 +360,9 @@ impl Flow {
         let since = now.saturating_duration_since(start);
         let at = |offset: Duration| start.checked_add(offset);
         // Beyond what the clock can hold: never.
-        match self.course.next(&orders.plan, since) {
+        let next = self.course.next(&orders.plan, since);
+        self.paced = matches!(next, Next::At(_));
+        match next {
             Next::Done => Upcoming::Over,
             Next::Absent(until) => at(until).map_or(Upcoming::Over, Upcoming::Absent),
             Next::Max(from, _) if now >= start && since >= from => Upcoming::Due(now),

@@ -29,7 +29,7 @@ pub(crate) struct PushOrders {
     pub(crate) client: Client,
     pub(crate) tenant: String,
     pub(crate) topic: String,
-    /// `{n}` is the device's number.
+    /// `{i}` is the device's number.
     pub(crate) client_id: String,
     pub(crate) devices: u64,
     pub(crate) qos: u8,

@@ -31,7 +31,7 @@ pub(crate) enum Repeats {
 #[derive(Debug)]
 pub(crate) struct Interest {
     pub(crate) access: Access,
-    /// `{n}` is the subscriber's number.
+    /// `{i}` is the subscriber's number.
     pub(crate) filters: Vec<String>,
     /// Requested QoS.
     pub(crate) qos: u8,

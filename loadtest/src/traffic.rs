@@ -103,7 +103,6 @@ struct Sum {
     timings: Timings,
     first: Option<Usage>,
     last: Option<Usage>,
-    paced: bool,
 }
 
 fn plan(phases: &[Phase], what: impl Fn(&Phase) -> Option<(u64, Pace)>) -> Vec<PhasePlan> {
@@ -221,7 +220,7 @@ impl Load<'_> {
             });
             before.add_errors(&timings);
             if phase.measured {
-                sum.add(phase, seconds, counted, &timings);
+                sum.add(seconds, counted, &timings);
                 sum.first.get_or_insert(usage);
                 sum.last = Some(Usage::now(self.engine));
             }
@@ -280,11 +279,10 @@ impl Load<'_> {
 }
 
 impl Sum {
-    fn add(&mut self, phase: &Phase, seconds: f64, counted: Counted, timings: &Timings) {
+    fn add(&mut self, seconds: f64, counted: Counted, timings: &Timings) {
         self.seconds += seconds;
         self.counted = self.counted.plus(counted);
         self.timings.add(timings);
-        self.paced |= phase.publishers > 0 && phase.rate != Pace::Max;
     }
 
     fn tell(self, report: &mut Report) {
@@ -292,8 +290,7 @@ impl Sum {
         report.measured = self.counted;
         report.rate = self.counted.per_second(self.seconds);
         if let (Some(first), Some(last)) = (&self.first, &self.last) {
-            // Without a rate nothing is ever late.
-            let lag = Latency::of(&self.timings.send_lag).filter(|_| self.paced).map(|lag| lag.p99);
+            let lag = Latency::of(&self.timings.send_lag).map(|lag| lag.p99);
             (report.generator, report.generator_bound_reason) = GeneratorReport::between(first, last, lag);
             report.generator_bound = report.generator_bound_reason.is_some();
         }

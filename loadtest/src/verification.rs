@@ -62,7 +62,7 @@ struct Judging {
 /// The filter that gets what is published under a topic template.
 pub(crate) fn filter(topic: &str) -> String {
     let levels: Vec<&str> =
-        topic.split('/').map(|level| if level.contains("{n}") { "+" } else { level }).collect();
+        topic.split('/').map(|level| if level.contains("{i}") { "+" } else { level }).collect();
     levels.join("/")
 }
 
@@ -73,10 +73,10 @@ pub(crate) fn push_topic(settings: &Settings) -> String {
 
 /// The client identifiers of those that are no publishers; `kind` sets them apart.
 pub(crate) fn client_id(settings: &Settings, kind: &str) -> String {
-    if settings.client_id.contains("{n}") {
-        settings.client_id.replace("{n}", &format!("{kind}{{n}}"))
+    if settings.client_id.contains("{i}") {
+        settings.client_id.replace("{i}", &format!("{kind}{{i}}"))
     } else {
-        format!("{}-{kind}{{n}}", settings.client_id)
+        format!("{}-{kind}{{i}}", settings.client_id)
     }
 }
 
@@ -342,8 +342,8 @@ mod tests {
 
     #[test]
     fn a_topic_of_many_publishers_has_a_filter() {
-        assert_eq!(filter("load/1f/{n}"), "load/1f/+");
-        assert_eq!(filter("a/s-{n}/t"), "a/+/t");
+        assert_eq!(filter("load/1f/{i}"), "load/1f/+");
+        assert_eq!(filter("a/s-{i}/t"), "a/+/t");
         assert_eq!(filter("all"), "all");
     }
 }
