@@ -17,6 +17,7 @@ mod drain;
 mod interest;
 mod kicks;
 mod link;
+mod mailbox;
 mod metrics;
 mod pause;
 mod push;

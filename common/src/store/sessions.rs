@@ -24,6 +24,7 @@ pub const SOURCES_KEPT_MS: u64 = 3_600_000;
 /// Numbers of mail in one millisecond.
 pub(crate) const PER_MILLI: u64 = 1_024;
 /// Changes of filters that are kept for routers that follow them.
+#[cfg(any(feature = "embedded", feature = "redis"))]
 pub(crate) const CHANGES_KEPT: usize = 4_096;
 
 /// When mail with this number was appended, milliseconds since 1970, by the store's clock.

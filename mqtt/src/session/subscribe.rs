@@ -161,6 +161,12 @@ impl Session {
         filters.map(|known| (&known.filter, known.granted.unwrap_or(known.asked)))
     }
 
+    /// The same filters with the QoS that was asked for last.
+    pub fn wanted_filters(&self) -> impl Iterator<Item = (&Bytes, QoS)> + '_ {
+        let filters = self.subscriptions.iter().flat_map(|s| &s.filters);
+        filters.map(|known| (&known.filter, known.asked))
+    }
+
     fn drop_empty_subscriptions(&mut self) {
         if self.subscriptions.as_ref().is_some_and(|s| s.filters.is_empty() && s.unanswered.is_empty()) {
             self.subscriptions = None;

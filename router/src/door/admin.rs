@@ -280,6 +280,7 @@ fn limits(wanted: Option<Limits>, present: registry::Limits) -> Result<registry:
         connections: or(wanted.connections, present.connections),
         packet_bytes: or(wanted.packet_bytes, present.packet_bytes),
         backlog_bytes: if wanted.backlog_bytes == 0 { present.backlog_bytes } else { wanted.backlog_bytes },
+        ..present
     })
 }
 
