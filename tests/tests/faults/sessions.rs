@@ -51,6 +51,25 @@ async fn expect(device: &mut Device, numbers: std::ops::Range<u32>) {
     }
 }
 
+/// New messages that the client leaves unacknowledged.
+async fn received(device: &mut Device, numbers: std::ops::Range<u32>) -> Vec<(u16, String)> {
+    let mut open = Vec::new();
+    for number in numbers {
+        let message = device.unacknowledged().await;
+        assert_eq!((text(&message), message.dup), (number.to_string(), false));
+        open.push((message.pkid, text(&message)));
+    }
+    open
+}
+
+/// They come again first, as they were.
+async fn again(device: &mut Device, open: &[(u16, String)]) {
+    for (id, number) in open {
+        let message = device.message().await;
+        assert_eq!((message.pkid, text(&message), message.dup), (*id, number.clone(), true));
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_session_outlives_its_gateway_the_routers_and_the_store() {
     let _alone = alone().await;
@@ -61,25 +80,20 @@ async fn a_session_outlives_its_gateway_the_routers_and_the_store() {
     assert!(!keeper.session_present());
     keeper.subscribe("a/#", QoS::AtLeastOnce).await;
     publish(&targets[1], &tenant, "p", 0..3).await;
-    expect(&mut keeper, 0..3).await;
+    let mut open = received(&mut keeper, 0..3).await;
     cluster.gateways[0].kill().await;
     publish(&targets[1], &tenant, "p", 3..13).await;
 
     let mut keeper = resumed(&targets[1], &tenant, "keeper").await;
     assert!(keeper.session_present());
-    let mut open = Vec::new();
-    for number in 3..13 {
-        let message = keeper.unacknowledged().await;
-        assert_eq!((text(&message), message.dup), (number.to_string(), false));
-        open.push((message.pkid, text(&message)));
-    }
+    again(&mut keeper, &open).await;
+    open = received(&mut keeper, 3..13).await;
     // Out of order, and not all.
     for at in [8, 4, 0] {
         keeper.acknowledge(open.remove(at).0).await.unwrap();
     }
     publish(&targets[1], &tenant, "p", 13..14).await;
-    let message = keeper.unacknowledged().await;
-    open.push((message.pkid, text(&message)));
+    open.extend(received(&mut keeper, 13..14).await);
     drop(keeper);
     for at in [0, 1] {
         cluster.routers[at].kill().await;
@@ -92,10 +106,7 @@ async fn a_session_outlives_its_gateway_the_routers_and_the_store() {
 
     let mut keeper = resumed(&targets[1], &tenant, "keeper").await;
     assert!(keeper.session_present());
-    for (id, number) in &open {
-        let message = keeper.message().await;
-        assert_eq!((message.pkid, text(&message), message.dup), (*id, number.clone(), true));
-    }
+    again(&mut keeper, &open).await;
     expect(&mut keeper, 14..16).await;
     publish(&targets[1], &tenant, "p", 16..17).await;
     expect(&mut keeper, 16..17).await;
