@@ -1,4 +1,7 @@
-"""A device as many write it: paho-mqtt, MQTT 3.1.1. Publishes, subscribes, and leaves a last will."""
+"""A device as many write it: paho-mqtt, MQTT 3.1.1. Publishes, subscribes, and leaves a last will.
+
+Arguments: host, port, user, password, transport (tcp or websockets), and a file of authorities when TLS is to be spoken.
+"""
 
 import queue
 import sys
@@ -6,11 +9,16 @@ import sys
 import paho.mqtt.client as mqtt
 
 host, port, user, password = sys.argv[1], int(sys.argv[2]), sys.argv[3], sys.argv[4]
+transport = sys.argv[5]
+authorities = sys.argv[6] if len(sys.argv) > 6 else None
 WAIT = 30
 
 
 def connect(identifier, will=None):
-    client = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2, client_id=identifier, protocol=mqtt.MQTTv311)
+    version = mqtt.CallbackAPIVersion.VERSION2
+    client = mqtt.Client(version, client_id=identifier, protocol=mqtt.MQTTv311, transport=transport)
+    if authorities:
+        client.tls_set(ca_certs=authorities)
     client.username_pw_set(user, password)
     if will:
         client.will_set(*will)
@@ -41,6 +49,11 @@ def main():
     speaker.socket().close()
     will = listener.messages.get(timeout=WAIT)
     assert (will.topic, will.payload) == ("paho/will", b"gone"), (will.topic, will.payload)
+    speaker = connect("paho-speaker")
+    big = bytes(range(256)) * 2_000
+    speaker.publish("paho/big", big, qos=1).wait_for_publish(WAIT)
+    assert listener.messages.get(timeout=WAIT).payload == big, "a big payload"
+    speaker.disconnect()
     listener.disconnect()
     listener.loop_stop()
     print("fine")

@@ -318,6 +318,9 @@ impl Reader {
 
     /// Notes a fault of a setting; with an empty name, of several together.
     pub fn fault(&mut self, flag: &str, fault: &str) {
+        if flag.is_empty() {
+            return self.faults.push(fault.to_owned());
+        }
         let program = self.program;
         let called =
             program.all().find(|s| s.flag == flag).map_or_else(|| format!("--{flag}"), Setting::called);

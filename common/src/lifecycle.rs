@@ -1,7 +1,7 @@
 //! The life of a process: starting, ready, draining, gone. The first SIGTERM or SIGINT asks for a drain, a second one ends
 //! the process at once with status 1. Parts watch; they don't handle signals themselves.
 
-use std::{io, sync::Arc};
+use std::{io, sync::Arc, time::Duration};
 
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
@@ -50,6 +50,17 @@ impl Lifecycle {
         self.drain.cancel();
     }
 
+    /// Not ready from now on; the drain begins after `delay`, in which everything still serves: so long may it take until
+    /// those who look at readiness send nobody any more. A process that was not ready yet drains at once.
+    async fn drain_after(&self, delay: Duration) {
+        let ready = *self.phase.borrow() == Phase::Ready;
+        self.advance(Phase::Draining);
+        if ready {
+            tokio::time::sleep(delay).await;
+        }
+        self.drain.cancel();
+    }
+
     /// The phase, as it changes.
     pub fn phase(&self) -> watch::Receiver<Phase> {
         self.phase.subscribe()
@@ -60,14 +71,15 @@ impl Lifecycle {
         &self.drain
     }
 
-    /// Handles signals from now on, on the present runtime.
-    pub fn handle_signals(&self) -> io::Result<()> {
+    /// Handles signals from now on, on the present runtime: the first one begins the drain after `delay`.
+    pub fn handle_signals(&self, delay: Duration) -> io::Result<()> {
         let mut signals = Signals::new()?;
         let life = self.clone();
         tokio::spawn(async move {
             let name = signals.next().await;
-            tracing::info!(signal = name, "draining; a second signal ends at once");
-            life.begin_drain();
+            tracing::info!(signal = name, ?delay, "draining; a second signal ends at once");
+            let begun = life.clone();
+            tokio::spawn(async move { begun.drain_after(delay).await });
             let name = signals.next().await;
             tracing::warn!(signal = name, "ending at once");
             std::process::exit(1);
@@ -116,6 +128,25 @@ mod tests {
         life.started();
         assert_eq!(*phase.borrow(), Phase::Draining);
         assert!(life.drain().is_cancelled());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_delayed_drain_is_seen_before_it_begins() {
+        let life = Lifecycle::new();
+        life.started();
+        let draining = life.clone();
+        let drain = tokio::spawn(async move { draining.drain_after(Duration::from_secs(5)).await });
+        life.phase().wait_for(|phase| *phase == Phase::Draining).await.unwrap();
+        assert!(!life.drain().is_cancelled(), "still serving");
+        drain.await.unwrap();
+        assert!(life.drain().is_cancelled());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_process_that_nobody_was_sent_to_does_not_wait() {
+        let (life, begun) = (Lifecycle::new(), tokio::time::Instant::now());
+        life.drain_after(Duration::from_secs(5)).await;
+        assert!(life.drain().is_cancelled() && begun.elapsed() < Duration::from_secs(1));
     }
 
     #[tokio::test]

@@ -28,6 +28,14 @@ pub const NODE_ID: Setting = Setting::new(
 /// Ends what is under way within this time.
 pub const DRAIN_TIMEOUT: Setting =
     Setting::new("drain-timeout", "node.drain_timeout", "DURATION", "Longest drain after SIGTERM").or("30s");
+/// Time for load balancers to see that this process is about to drain.
+pub const DRAIN_DELAY: Setting = Setting::new(
+    "drain-delay",
+    "node.drain_delay",
+    "DURATION",
+    "After SIGTERM, go on serving so long, with /readyz 503, before the drain",
+)
+.or("0s");
 /// Where the registry is.
 pub const ETCD: Setting =
     Setting::new("etcd", "etcd.url", "URL[,URL…]", "etcd's client URLs, like http://127.0.0.1:2379");
@@ -43,6 +51,7 @@ struct Frame {
     telemetry: TelemetryConfig,
     admin_listen: SocketAddr,
     drain_timeout: Duration,
+    drain_delay: Duration,
 }
 
 /// What the parts get from the frame.
@@ -55,7 +64,7 @@ pub struct Process {
     pub drain_timeout: Duration,
 }
 
-/// Runs a program. Its settings must hold `admin-listen`, [`DRAIN_TIMEOUT`] and [`telemetry::SETTINGS`]; `read` takes the
+/// Runs a program. Its settings must hold `admin-listen`, [`DRAIN_TIMEOUT`], [`DRAIN_DELAY`] and [`telemetry::SETTINGS`]; `read` takes the
 /// others, `body` runs the parts until the drain is over.
 pub fn run<C>(
     program: &'static Program,
@@ -97,6 +106,7 @@ impl Frame {
             telemetry: TelemetryConfig::read(reader),
             admin_listen: reader.value("admin-listen"),
             drain_timeout: reader.value(DRAIN_TIMEOUT.flag),
+            drain_delay: reader.value(DRAIN_DELAY.flag),
         }
     }
 
@@ -109,7 +119,8 @@ impl Frame {
     ) -> Result<(), Failure> {
         let telemetry = telemetry::start(program.name, &self.telemetry).map_err(Failure::of)?;
         let life = Lifecycle::new();
-        life.handle_signals().map_err(|error| Failure::Failed(format!("cannot handle signals: {error}")))?;
+        life.handle_signals(self.drain_delay)
+            .map_err(|error| Failure::Failed(format!("cannot handle signals: {error}")))?;
         tracing::info!(version = env!("CARGO_PKG_VERSION"), "{} starts", program.name);
         let ended = match admin::start(self.admin_listen, life.clone(), shown) {
             Ok(admin) => {

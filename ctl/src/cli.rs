@@ -74,6 +74,16 @@ pub enum Command {
     /// Gateways, routers, links, health
     #[command(after_help = "Example:\n  penstockctl --user system/admin cluster --json")]
     Cluster,
+    /// Ask a gateway, router or penstock whether it is ready; needs no user
+    #[command(after_help = "Examples:\n  penstockctl ready\n  penstockctl ready router-0:9091 --timeout 1s")]
+    Ready {
+        /// Its admin listener
+        #[arg(value_name = "HOST:PORT", default_value = "127.0.0.1:9090")]
+        address: String,
+        /// How long to wait for the answer
+        #[arg(long, value_name = "TIME", default_value = "5s", value_parser = humantime::parse_duration)]
+        timeout: Duration,
+    },
 }
 
 const CONSUME_EXAMPLES: &str = "Examples:

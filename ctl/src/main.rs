@@ -10,6 +10,7 @@ mod group;
 mod output;
 mod push;
 mod quantity;
+mod ready;
 mod tenant;
 mod user;
 
@@ -41,13 +42,14 @@ fn start(cli: Cli) -> Result<(), Failure> {
 
 async fn run(cli: Cli) -> Result<(), Failure> {
     let output = Output::new(cli.common.json);
-    let client = credentials::client(&cli.common)?;
+    let client = || credentials::client(&cli.common);
     match cli.command {
-        Command::Tenant(command) => tenant::run(command, &client.admin(), output).await,
-        Command::User(command) => user::run(command, &client.admin(), output).await,
-        Command::Group(command) => group::run(command, &client, output).await,
-        Command::Consume(arguments) => consume::run(arguments, &client, output).await,
-        Command::Push(arguments) => push::run(arguments, &client, output).await,
-        Command::Cluster => cluster::run(&client.admin(), output).await,
+        Command::Tenant(command) => tenant::run(command, &client()?.admin(), output).await,
+        Command::User(command) => user::run(command, &client()?.admin(), output).await,
+        Command::Group(command) => group::run(command, &client()?, output).await,
+        Command::Consume(arguments) => consume::run(arguments, &client()?, output).await,
+        Command::Push(arguments) => push::run(arguments, &client()?, output).await,
+        Command::Cluster => cluster::run(&client()?.admin(), output).await,
+        Command::Ready { address, timeout } => ready::run(&address, timeout, output).await,
     }
 }

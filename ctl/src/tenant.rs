@@ -1,7 +1,7 @@
 //! `penstockctl tenant …`.
 
 use clap::Subcommand;
-use penstock_client::{Admin, Limits, Tenant};
+use penstock_client::{Admin, CallError, Limits, Tenant};
 use serde::Serialize;
 
 use crate::{cli::LimitArguments, failure::Failure, output::Output, quantity::show_millis};
@@ -20,6 +20,9 @@ pub enum TenantCommand {
         partitions: Option<u32>,
         #[command(flatten)]
         limits: LimitArguments,
+        /// Leave a tenant as it is when it is there already
+        #[arg(long)]
+        if_not_exists: bool,
     },
     /// List all tenants
     #[command(after_help = "Example:\n  penstockctl --user system/admin tenant list --json")]
@@ -111,8 +114,11 @@ fn limits(arguments: &LimitArguments) -> Result<Limits, Failure> {
 /// Runs one of them.
 pub async fn run(command: TenantCommand, admin: &Admin, output: Output) -> Result<(), Failure> {
     let tenants = match command {
-        TenantCommand::Create { name, partitions, limits: given } => {
-            vec![admin.create_tenant(&name, partitions.unwrap_or(0), limits(&given)?).await?]
+        TenantCommand::Create { name, partitions, limits: given, if_not_exists } => {
+            match admin.create_tenant(&name, partitions.unwrap_or(0), limits(&given)?).await {
+                Err(CallError::Exists(_)) if if_not_exists => vec![admin.tenant(&name).await?],
+                created => vec![created?],
+            }
         }
         TenantCommand::List => admin.tenants().await?,
         TenantCommand::Show { name } => vec![admin.tenant(&name).await?],

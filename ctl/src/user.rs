@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Subcommand, ValueEnum};
-use penstock_client::{Admin, User};
+use penstock_client::{Admin, CallError, User};
 use serde::Serialize;
 
 use crate::{credentials, failure::Failure, output::Output};
@@ -48,6 +48,9 @@ pub enum UserCommand {
         /// File with its password
         #[arg(long, value_name = "FILE")]
         new_password_file: PathBuf,
+        /// Leave a user of this role as it is, password included, when it is there already
+        #[arg(long)]
+        if_not_exists: bool,
     },
     /// List a tenant's users
     #[command(after_help = "Example:\n  penstockctl --user system/admin user list acme")]
@@ -98,13 +101,27 @@ fn split(name: &str) -> Result<(&str, &str), Failure> {
     parts.ok_or_else(|| Failure::Usage(format!("a user is named as tenant/user, not as {name:?}")))
 }
 
+/// A user that is there already, if its role is this one.
+async fn present(admin: &Admin, tenant: &str, name: &str, role: Role) -> Result<User, Failure> {
+    let found = admin.users(tenant).await?.into_iter().find(|user| user.name == name);
+    let gone = || Failure::Failed(format!("{tenant}/{name} is being deleted: try again"));
+    let found = found.ok_or_else(gone)?;
+    if found.role == role.name() {
+        return Ok(found);
+    }
+    Err(Failure::Failed(format!("{tenant}/{name} exists already, with role {}", found.role)))
+}
+
 /// Runs one of them.
 pub async fn run(command: UserCommand, admin: &Admin, output: Output) -> Result<(), Failure> {
     let users = match command {
-        UserCommand::Add { name, role, new_password_file } => {
+        UserCommand::Add { name, role, new_password_file, if_not_exists } => {
             let (tenant, user) = split(&name)?;
             let password = credentials::read(&new_password_file, "--new-password-file")?;
-            vec![admin.add_user(tenant, user, role.name(), &password).await?]
+            match admin.add_user(tenant, user, role.name(), &password).await {
+                Err(CallError::Exists(_)) if if_not_exists => vec![present(admin, tenant, user, role).await?],
+                added => vec![added?],
+            }
         }
         UserCommand::List { tenant } => admin.users(&tenant).await?,
         UserCommand::SetPassword { name, new_password_file } => {

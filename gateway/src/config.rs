@@ -182,8 +182,8 @@ impl GatewayConfig {
         check((256..=1_048_576).contains(&self.limits.packet_bytes), "limits.packet_bytes: 256 to 1,048,576");
         check(self.limits.unsettled > 0, "limits.unsettled: at least 1");
         check(self.limits.inflight_out > 0, "limits.inflight_out: at least 1");
-        check(self.limits.handshakes > 0, "limits.handshakes: at least 1");
-        check(self.timeouts.connect_ms >= 100, "timeouts.connect_ms: at least 100");
+        check(self.limits.handshakes > 0, "limits.handshakes (--max-handshakes): at least 1");
+        check(self.timeouts.connect_ms >= 100, "timeouts.connect_ms (--connect-timeout): at least 100 ms");
         check(self.limits.admissions > 0, "limits.admissions: at least 1");
         check(self.limits.waiting_bytes > 0, "limits.waiting_bytes: at least 1");
         check(self.timeouts.pause_ms >= 1_000, "timeouts.pause_ms: at least 1,000");

@@ -159,7 +159,7 @@ impl RunningGateway {
             };
         }
         for (kind, address) in &listeners {
-            tracing::info!(listener = %kind, %address, shards = self.threads.len(), "listening");
+            tracing::info!(listener = kind.label(), %address, shards = self.threads.len(), "listening");
         }
         self.listeners = listeners;
         Ok(())

@@ -1,21 +1,45 @@
 //! Many MQTT clients at once: publishers that stamp and enter what they send into a ledger, and subscribers that enter
 //! what they see. They reconnect by themselves, to the next target, and send again what was not acknowledged.
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
-    time::Duration,
+use std::{sync::Arc, time::Duration};
+
+use tokio::{
+    sync::{Semaphore, watch},
+    task::JoinSet,
+    time::{Instant, timeout},
 };
 
-use hdrhistogram::Histogram;
-use tokio::{sync::watch, task::JoinSet, time::timeout};
-
+pub use crate::tally::Counters;
 use crate::{
+    access::{Access, User},
+    alarm::Alarm,
+    clock::Clock,
     ledger::{Ledger, ReaderId},
-    publisher, subscriber,
+    pace::{Pace, PhasePlan},
+    publisher::{Orders, Publisher, Signal},
+    subscriber::{self, Desk, Interest, Repeats},
+    tally::{Latencies, Tally},
 };
+
+/// For connecting, and for the CONNACK.
+const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
+/// A publisher that fell behind its rate by more catches up no further: a pause is not followed by a flood.
+const BEHIND_MAX: Duration = Duration::from_secs(1);
+/// Until stopped.
+const FOR_EVER: Duration = Duration::from_secs(10 * 365 * 86_400);
+
+fn access(
+    targets: Vec<String>,
+    username: &str,
+    password: &str,
+    client_id: &str,
+    keep_alive: Duration,
+) -> Access {
+    let users = vec![User { name: username.to_owned(), password: password.to_owned() }];
+    let connecting = Arc::new(Semaphore::new(Semaphore::MAX_PERMITS));
+    let client_id = client_id.to_owned();
+    Access { targets, sources: Vec::new(), users, client_id, keep_alive, limit: OPEN_TIMEOUT, connecting }
+}
 
 /// What publishers do.
 #[derive(Debug, Clone)]
@@ -32,9 +56,9 @@ pub struct FleetConfig {
     pub publishers: u64,
     /// Number of the first publisher: fleets that share a ledger have distinct numbers.
     pub first_publisher: u64,
-    /// Client identifier; `{n}` is the publisher's number.
+    /// Client identifier; `{i}` is the publisher's number.
     pub client_id: String,
-    /// Topic; `{n}` is the publisher's number.
+    /// Topic; `{i}` is the publisher's number.
     pub topic: String,
     /// Size of a payload, bytes; at least its stamp.
     pub payload_bytes: usize,
@@ -60,8 +84,8 @@ impl FleetConfig {
             password: password.into(),
             publishers: 1,
             first_publisher: 0,
-            client_id: format!("{tenant}-{{n}}"),
-            topic: "load/{n}".into(),
+            client_id: format!("{tenant}-{{i}}"),
+            topic: "load/{i}".into(),
             payload_bytes: 64,
             qos: 1,
             inflight: 10,
@@ -70,40 +94,31 @@ impl FleetConfig {
             keep_alive: Duration::from_secs(4),
         }
     }
-}
 
-/// Counts while a fleet runs.
-#[derive(Debug, Default)]
-pub struct Counters {
-    /// Clients with a connection now.
-    pub connected: AtomicU64,
-    /// Connections that broke.
-    pub broken: AtomicU64,
-    /// Connections that could not be made.
-    pub refused: AtomicU64,
-    /// PUBLISH packets sent, each time.
-    pub published: AtomicU64,
-    /// PUBACKs received for messages in flight.
-    pub acked: AtomicU64,
-    /// PUBACKs that did not come in the order of the publishes ([MQTT-4.6.0-2]).
-    pub acked_out_of_order: AtomicU64,
-}
-
-impl Counters {
-    pub(crate) fn add(counter: &AtomicU64) {
-        counter.fetch_add(1, Ordering::Relaxed);
-    }
-
-    pub(crate) fn subtract(counter: &AtomicU64) {
-        counter.fetch_sub(1, Ordering::Relaxed);
+    fn orders(self) -> Orders {
+        let rate = self.rate.filter(|rate| *rate > 0.0);
+        let pace = rate.map_or(Pace::Max, |rate| Pace::steady(rate * self.publishers as f64));
+        Orders {
+            access: access(self.targets, &self.username, &self.password, &self.client_id, self.keep_alive),
+            topic: self.topic,
+            payload_bytes: self.payload_bytes,
+            stamped: true,
+            qos: self.qos,
+            inflight: self.inflight,
+            plan: vec![PhasePlan { start: Duration::ZERO, length: FOR_EVER, clients: self.publishers, pace }],
+            messages: self.messages,
+            one_more: 0,
+            behind_max: Some(BEHIND_MAX),
+            clock: Clock::now(),
+        }
     }
 }
 
 /// What a fleet did.
 #[derive(Debug)]
 pub struct FleetReport {
-    /// From the first sending of a message to its PUBACK, microseconds.
-    pub puback_micros: Histogram<u64>,
+    /// From when a message was due to its PUBACK.
+    pub puback: Latencies,
     /// QoS 1 messages that were never acknowledged.
     pub unacked: u64,
     /// Publishers that did not end in time.
@@ -113,35 +128,47 @@ pub struct FleetReport {
 /// Publishers at work. Dropping it cuts their connections.
 #[derive(Debug)]
 pub struct Fleet {
-    tasks: JoinSet<publisher::Report>,
-    stop: watch::Sender<bool>,
-    counters: Arc<Counters>,
+    tasks: JoinSet<u64>,
+    signal: watch::Sender<Signal>,
+    tally: Arc<Tally>,
 }
 
 impl Fleet {
     /// Starts publishers. Needs a tokio runtime around it.
+    ///
+    /// # Panics
+    /// When the system has no timer left.
     pub fn start(config: FleetConfig, ledger: &Ledger) -> Self {
-        let (stop, stopping) = watch::channel(false);
-        let counters = Arc::new(Counters::default());
-        let config = Arc::new(config);
+        let signal = watch::Sender::new(Signal::Go(Instant::now()));
+        let tally = Arc::new(Tally::default());
+        let alarm = Alarm::start().unwrap_or_else(|error| panic!("no timer: {error}"));
+        let (numbers, tenant) =
+            (config.first_publisher..config.first_publisher + config.publishers, config.tenant.clone());
+        let orders = Arc::new(config.orders());
         let mut tasks = JoinSet::new();
-        for at in 0..config.publishers {
-            let number = config.first_publisher + at;
-            let (ledger, counters) = (ledger.clone(), Arc::clone(&counters));
-            tasks.spawn(publisher::run(number, Arc::clone(&config), ledger, counters, stopping.clone()));
+        for (place, number) in (0..).zip(numbers) {
+            let entries = Some(ledger.publisher(number, &tenant));
+            let (ticket, signal) = (alarm.ticket(), signal.subscribe());
+            let publisher = Publisher::new(number, place, &orders, entries, &tally, ticket, signal);
+            let alarm = alarm.clone();
+            tasks.spawn(async move {
+                let unacked = Box::pin(publisher.run()).await;
+                drop(alarm);
+                unacked
+            });
         }
-        Self { tasks, stop, counters }
+        Self { tasks, signal, tally }
     }
 
     /// Live counts.
     pub fn counters(&self) -> &Counters {
-        &self.counters
+        &self.tally.counters
     }
 
     /// Whether a count has reached a number within a limit; for tests that wait for progress.
     pub async fn reached(&self, count: impl Fn(&Counters) -> u64, number: u64, limit: Duration) -> bool {
         let wait = async {
-            while count(&self.counters) < number {
+            while count(self.counters()) < number {
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
         };
@@ -150,7 +177,7 @@ impl Fleet {
 
     /// Publishes nothing new, waits for what is in flight to be acknowledged, and ends.
     pub async fn stop(mut self, limit: Duration) -> FleetReport {
-        self.stop.send_replace(true);
+        self.signal.send_replace(Signal::Stop);
         self.report(limit).await
     }
 
@@ -160,22 +187,18 @@ impl Fleet {
     }
 
     async fn report(&mut self, limit: Duration) -> FleetReport {
-        let mut report = FleetReport { puback_micros: publisher::histogram(), unacked: 0, unfinished: 0 };
+        let (mut unacked, mut unfinished) = (0, 0);
         let collect = async {
             while let Some(ended) = self.tasks.join_next().await {
                 match ended {
-                    Ok(one) => {
-                        report.unacked += one.unacked;
-                        // Same bounds, so it always fits.
-                        let _ = report.puback_micros.add(&one.puback_micros);
-                    }
-                    Err(_) => report.unfinished += 1,
+                    Ok(left) => unacked += left,
+                    Err(_) => unfinished += 1,
                 }
             }
         };
         let _ = timeout(limit, collect).await;
-        report.unfinished += self.tasks.len() as u64;
-        report
+        unfinished += self.tasks.len() as u64;
+        FleetReport { puback: self.tally.take().puback, unacked, unfinished }
     }
 }
 
@@ -202,28 +225,51 @@ pub struct SubscriberConfig {
 #[derive(Debug)]
 pub struct Subscriber {
     task: JoinSet<()>,
-    subscribed: watch::Receiver<bool>,
-    counters: Arc<Counters>,
+    tally: Arc<Tally>,
 }
 
 impl Subscriber {
     /// Starts a subscriber that enters what it gets into a ledger. Needs a tokio runtime around it.
+    ///
+    /// # Panics
+    /// When the system has no timer left.
     pub fn start(config: SubscriberConfig, ledger: &Ledger, reader: ReaderId) -> Self {
-        let (state, subscribed) = watch::channel(false);
-        let counters = Arc::new(Counters::default());
+        let tally = Arc::new(Tally::default());
+        let alarm = Alarm::start().unwrap_or_else(|error| panic!("no timer: {error}"));
+        let access =
+            access(config.targets, &config.username, &config.password, &config.client_id, config.keep_alive);
+        let interest = Interest {
+            access,
+            filters: config.filters,
+            qos: config.qos,
+            repeats: Repeats::MayCome,
+            only_own: false,
+            clock: Clock::now(),
+        };
+        let desk = Desk { ledger: ledger.clone(), reader };
+        let subscriber =
+            subscriber::Subscriber::new(0, &Arc::new(interest), Some(desk), &tally, alarm.ticket());
         let mut task = JoinSet::new();
-        task.spawn(subscriber::run(config, ledger.clone(), reader, Arc::clone(&counters), state));
-        Self { task, subscribed, counters }
+        task.spawn(async move {
+            Box::pin(subscriber.run()).await;
+            drop(alarm);
+        });
+        Self { task, tally }
     }
 
     /// Whether all SUBACKs were in within a limit.
     pub async fn subscribed(&mut self, limit: Duration) -> bool {
-        matches!(timeout(limit, self.subscribed.wait_for(|subscribed| *subscribed)).await, Ok(Ok(_)))
+        let wait = async {
+            while Counters::get(&self.tally.counters.subscribed) == 0 {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        timeout(limit, wait).await.is_ok()
     }
 
     /// Live counts.
     pub fn counters(&self) -> &Counters {
-        &self.counters
+        &self.tally.counters
     }
 
     /// Cuts the connection.

@@ -173,7 +173,7 @@ fn a_damaged_payload_is_corrupt() {
     for n in 0..3 {
         run.see(n, 1, at(n));
     }
-    run.ledger.seen(run.reader, b"PL1 acme 1 0 1 ....,.", at(5));
+    run.ledger.seen(run.reader, b"PL2 acme 1 0 1 ....,.", at(5));
     assert_eq!(run.faults(), [("corrupt", 1)]);
 }
 
@@ -196,4 +196,17 @@ fn a_subscriber_knows_no_positions_and_its_repeats_are_redeliveries() {
     }
     assert_eq!(run.faults(), []);
     assert_eq!(run.ledger.verdict(run.reader).redelivered, 1);
+}
+
+#[test]
+fn a_message_for_another_client_is_misrouted() {
+    let run = three();
+    let hand = |recipient| {
+        let payload = stamp(0, 1).encode(64);
+        run.ledger.seeing(run.reader).see(&payload, Some(recipient), Sighting::Delivered { dup: false });
+    };
+    hand(2);
+    assert_eq!(run.faults(), [("lost", 3), ("misrouted", 1)]);
+    hand(1);
+    assert_eq!(run.faults(), [("lost", 2), ("misrouted", 1)]);
 }

@@ -29,6 +29,8 @@ pub struct Verdict {
     pub stale: u64,
     /// Fault: seen by a reader of another tenant.
     pub leaked: u64,
+    /// Fault: a message for one client, seen by another of its tenant.
+    pub misrouted: u64,
     /// Fault: seen and never sent.
     pub invented: u64,
     /// Fault: a payload that is not as it was sent.
@@ -45,10 +47,31 @@ impl Verdict {
             ("misplaced", self.misplaced),
             ("stale", self.stale),
             ("leaked", self.leaked),
+            ("misrouted", self.misrouted),
             ("invented", self.invented),
             ("corrupt", self.corrupt),
         ];
         all.into_iter().filter(|(_, count)| *count > 0).collect()
+    }
+
+    /// Both together.
+    pub fn plus(&self, other: &Self) -> Self {
+        Self {
+            sent: self.sent + other.sent,
+            acked: self.acked + other.acked,
+            seen: self.seen + other.seen,
+            lost: self.lost + other.lost,
+            duplicated: self.duplicated + other.duplicated,
+            resent_duplicates: self.resent_duplicates + other.resent_duplicates,
+            redelivered: self.redelivered + other.redelivered,
+            reordered: self.reordered + other.reordered,
+            misplaced: self.misplaced + other.misplaced,
+            stale: self.stale + other.stale,
+            leaked: self.leaked + other.leaked,
+            misrouted: self.misrouted + other.misrouted,
+            invented: self.invented + other.invented,
+            corrupt: self.corrupt + other.corrupt,
+        }
     }
 
     /// No fault at all.

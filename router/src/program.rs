@@ -51,6 +51,7 @@ const OWN: &[Setting] = &[
     process::CLUSTER_SECRET_FILE,
     process::NODE_ID,
     process::DRAIN_TIMEOUT,
+    process::DRAIN_DELAY,
     Setting::new("admin-listen", "admin.listen", "ADDRESS:PORT", "Where /livez /readyz /metrics /config are")
         .or("127.0.0.1:9091"),
 ];

@@ -6,6 +6,12 @@ use std::{
     sync::OnceLock,
 };
 
+/// Names of crates and programs alike.
+const PROGRAMS: &str = include_str!("../../image/programs");
+
+/// As in the Makefile.
+const FEATURES: &str = "penstock-gateway/bench,penstock-gateway/cluster,penstock-router/cluster";
+
 static BUILT: OnceLock<PathBuf> = OnceLock::new();
 
 /// Path of a program.
@@ -22,10 +28,10 @@ fn build() -> PathBuf {
     let profile = test.ancestors().nth(2).expect("a test lies in <target>/<profile>/deps").to_owned();
     let mut command = Command::new(env!("CARGO"));
     command.arg("build").current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
-    for package in ["penstock", "penstock-gateway", "penstock-router", "penstockctl"] {
+    for package in PROGRAMS.lines().chain([env!("CARGO_PKG_NAME")]) {
         command.args(["-p", package]);
     }
-    command.args(["--bins", "--features", "penstock-gateway/cluster,penstock-router/cluster"]);
+    command.args(["--bins", "--features", FEATURES]);
     command.arg("--target-dir").arg(profile.parent().expect("a profile lies in a target directory"));
     if profile.ends_with("release") {
         command.arg("--release");

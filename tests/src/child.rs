@@ -103,6 +103,11 @@ impl Child {
         self.signal(Signal::TERM);
     }
 
+    /// SIGHUP.
+    pub fn hang_up(&self) {
+        self.signal(Signal::HUP);
+    }
+
     /// SIGINT, as Ctrl-C sends it.
     pub fn interrupt(&self) {
         self.signal(Signal::INT);

@@ -12,6 +12,7 @@ pub mod command;
 pub mod device;
 pub mod etcd;
 pub mod load;
+pub mod paho;
 pub mod ports;
 pub mod program;
 pub mod redis;

@@ -18,8 +18,16 @@ pub struct Penstock {
 impl Penstock {
     /// Starts it on an empty data directory.
     pub async fn start() -> Self {
+        Self::start_with(&[], &[]).await
+    }
+
+    /// Starts it with more listeners and flags.
+    pub async fn start_with(listeners: &[&'static str], flags: &[(&str, &str)]) -> Self {
         let directory = tempfile::tempdir().expect("a temporary directory");
-        let mut program = Program::new("penstock", "penstock", &["admin", "grpc", "mqtt"])
+        let listeners = [&["admin", "grpc", "mqtt"], listeners].concat();
+        let program = Program::new("penstock", "penstock", &listeners);
+        let program = flags.iter().fold(program, |program, (flag, value)| program.flag(flag, *value));
+        let mut program = program
             .flag("data-dir", directory.path().join("data").display().to_string())
             .flag("log-format", "json")
             .variable("PENSTOCK_DEMO_PASSWORD", PASSWORD)

@@ -195,6 +195,7 @@ async fn the_operator_sees_and_changes_it_with_penstockctl() {
     assert_eq!(shown["members"].as_array().unwrap().len(), 4, "{shown}");
     admin(&["tenant", "create", "acme", "--connections", "1"]).await.fine();
     assert_eq!(admin(&["tenant", "create", "acme"]).await.code, Some(1));
+    admin(&["tenant", "create", "acme", "--if-not-exists"]).await.fine();
     assert_eq!(admin(&["tenant", "create", "Not-A-Name"]).await.code, Some(1));
     admin(&["tenant", "set", "acme", "--connections", "7"]).await.fine();
     let listed = admin(&["tenant", "show", "acme", "--json"]).await.fine().join("");
@@ -204,6 +205,16 @@ async fn the_operator_sees_and_changes_it_with_penstockctl() {
     let path = file.path().to_str().unwrap();
     let add = ["user", "add", "acme/device", "--role", "device", "--new-password-file", path];
     run("penstockctl", ctl(&server, "system/admin", "admin-password-0123456789", &add)).await.fine();
+    std::fs::write(file.path(), "another-password\n").unwrap();
+    let again = |role| {
+        let name =
+            ["user", "add", "acme/device", "--role", role, "--new-password-file", path, "--if-not-exists"];
+        let command = ctl(&server, "system/admin", "admin-password-0123456789", &name);
+        async move { run("penstockctl", command).await }
+    };
+    again("device").await.fine();
+    assert_eq!(again("service").await.code, Some(1), "it has another role");
+    // With the first password: the user was left as it was.
     let acme = TestTenant { name: "acme".into(), password: "a-long-new-password".into() };
     let target = cluster.targets()[0].clone();
     drop(Device::connect(&target, &acme, "d").await.unwrap());

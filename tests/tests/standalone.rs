@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use penstock_tests::{
+    binaries,
     child::Child,
     command::{Ran, ctl, mosquitto, run},
     load::Load,
@@ -126,4 +127,22 @@ async fn wrong_credentials_are_refused_at_both_doors() {
     let device = penstock.demo();
     let command = ctl(&penstock.server(), &device.device(), &device.password, &["group", "list"]);
     assert_eq!(run("penstockctl", command).await.code, Some(1), "a device has no access to the doors");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_health_check_needs_no_user() {
+    let _alone = alone().await;
+    let mut penstock = Penstock::start().await;
+    let admin = penstock.program.address("admin").to_string();
+    let ready = |address: &str| {
+        let mut command = tokio::process::Command::new(binaries::path("penstockctl"));
+        command.args(["ready", address, "--timeout", "10s"]);
+        run("penstockctl", command)
+    };
+    assert_eq!(ready(&admin).await.fine(), ["ready"]);
+    let mqtt = ready(&penstock.target()).await;
+    assert_eq!(mqtt.code, Some(1), "not an admin listener: {mqtt:?}");
+    penstock.program.drain().await;
+    let gone = ready(&admin).await;
+    assert_eq!(gone.code, Some(1), "{gone:?}");
 }

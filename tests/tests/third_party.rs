@@ -6,10 +6,10 @@ use std::time::Duration;
 use penstock_tests::{
     child::Child,
     command::{ctl, mosquitto, run},
+    paho,
     standalone::Penstock,
     wait::alone,
 };
-use tokio::process::Command;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn mosquitto_clients_talk_to_each_other_and_to_a_group() {
@@ -82,24 +82,8 @@ async fn paho_publishes_subscribes_and_leaves_a_will() {
     let _alone = alone().await;
     let penstock = Penstock::start().await;
     let directory = tempfile::tempdir().unwrap();
-    let environment = directory.path().join("venv");
-    let mut venv = Command::new("python3");
-    venv.args(["-m", "venv"]).arg(&environment);
-    let made = run("python3 -m venv", venv).await;
-    assert_eq!(made.code, Some(0), "python3 can't make a virtual environment (python3-venv?): {made:#?}");
-    let mut pip = Command::new(environment.join("bin/pip"));
-    pip.args(["install", "--quiet", "--disable-pip-version-check", "paho-mqtt>=2,<3"]);
-    let installed = run("pip", pip).await;
-    assert_eq!(installed.code, Some(0), "pip can't install paho-mqtt, which this test needs: {installed:#?}");
-    let (target, demo) = (penstock.target(), penstock.demo());
-    let (host, port) = target.split_once(':').unwrap();
-    let mut paho = Command::new(environment.join("bin/python"));
-    paho.arg(concat!(env!("CARGO_MANIFEST_DIR"), "/device_with_paho.py")).args([
-        host,
-        port,
-        &demo.device(),
-        &demo.password,
-    ]);
+    let python = paho::python(directory.path()).await;
+    let paho = paho::device(&python, &penstock.target(), &penstock.demo(), None, false);
     let ran = run("paho", paho).await;
     assert_eq!(ran.fine(), ["fine"]);
 }

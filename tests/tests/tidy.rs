@@ -44,7 +44,10 @@ fn files() -> Vec<PathBuf> {
         for entry in fs::read_dir(dir).unwrap() {
             let path = entry.unwrap().path();
             let name = path.file_name().unwrap().to_string_lossy().into_owned();
-            let built = matches!(name.as_str(), ".git" | "target" | "penstock-data" | "node_modules");
+            let built = matches!(
+                name.as_str(),
+                ".git" | "target" | "penstock-data" | "penstock-cluster" | "node_modules"
+            );
             if path.is_dir() && !built {
                 walk(&path, into);
             } else if path.is_file() && name != ".git" {

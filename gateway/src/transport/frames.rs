@@ -261,6 +261,29 @@ mod tests {
     }
 
     #[test]
+    fn no_bytes_make_it_panic_or_keep_more_than_a_control_frame() {
+        let mut state = 0x9E37_79B9_7F4A_7C15u64;
+        let mut next = |below: u64| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            state % below
+        };
+        for _ in 0..20_000 {
+            let mut bytes =
+                frame([0x82, 0x02, 0x89, 0x88, 0x80][next(5) as usize], &[7; 40][..next(40) as usize]);
+            for _ in 0..next(3) {
+                let at = next(bytes.len() as u64) as usize;
+                bytes[at] = next(256) as u8;
+            }
+            bytes.extend(std::iter::repeat_with(|| next(256) as u8).take(32));
+            if let Ok((frames, mqtt)) = open_in_pieces(&bytes, 1 + next(9) as usize) {
+                assert!(mqtt.len() <= bytes.len() && frames.control.len() <= 125 && frames.header.len() < 14);
+            }
+        }
+    }
+
+    #[test]
     fn what_is_written_has_no_mask_and_the_right_length() {
         let mut out = BytesMut::new();
         write_binary(&[7; 200], &mut out);

@@ -112,6 +112,37 @@ mod tests {
     }
 
     #[test]
+    fn no_bytes_make_it_panic() {
+        let four = [192, 0, 2, 7, 10, 0, 0, 1, 0x12, 0x67, 0x22, 0xB3];
+        let seeds = [
+            b"PROXY TCP4 192.0.2.7 10.0.0.1 4711 8883\r\n".to_vec(),
+            b"PROXY TCP6 2001:db8::7 ::1 4711 8883\r\n".to_vec(),
+            b"PROXY UNKNOWN \xc3\xa9\r\n".to_vec(),
+            binary(1, 0x11, &four),
+            binary(1, 0x21, &[7; 40]),
+        ];
+        // Any generator will do, as long as a failure comes again.
+        let mut state = 0x9E37_79B9_7F4A_7C15u64;
+        let mut next = |below: usize| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            (state % below as u64) as usize
+        };
+        for round in 0..20_000 {
+            let mut header = seeds[round % seeds.len()].clone();
+            for _ in 0..=next(3) {
+                let at = next(header.len());
+                header[at] = next(256) as u8;
+            }
+            header.truncate(next(header.len()) + 1);
+            if let Ok(Some(parsed)) = parse(&header) {
+                assert!(parsed.bytes <= header.len());
+            }
+        }
+    }
+
+    #[test]
     fn what_is_no_header_is_refused_as_soon_as_that_is_known() {
         assert_eq!(parse(b"\x10"), Err(Fault::ProxyMissing));
         assert_eq!(parse(b"\x16\x03\x01"), Err(Fault::ProxyMissing));
