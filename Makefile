@@ -48,7 +48,7 @@ helm-golden: programs ## Bring the chart's golden output and table of values up 
 compose: programs ## Check compose.yaml without Docker
 	.ci/compose
 
-image: ## Build the container image with Debian's buildah (release build, some minutes): target/image
+image: ## Build the container image with Debian's buildah (release build, some minutes): target/container
 	@.ci/packages buildah podman runc
 	image/build
 

@@ -118,8 +118,11 @@ pub enum OwnershipEvent {
     },
 }
 
+const WEEK: u32 = 7 * 24 * 3_600;
+
 /// Limits of a tenant.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, serde::Serialize, serde::Deserialize)]
+#[serde(default)]
 pub struct Limits {
     /// Connections at a time.
     pub connections: u32,
@@ -127,11 +130,27 @@ pub struct Limits {
     pub packet_bytes: u32,
     /// Bytes of records that wait for groups.
     pub backlog_bytes: u64,
+    /// Messages that wait for one client; further ones are dropped.
+    pub mailbox_messages: u32,
+    /// Bytes of records that wait for one client; further ones are dropped.
+    pub mailbox_bytes: u64,
+    /// How long a message waits for a client, seconds.
+    pub mailbox_seconds: u32,
+    /// Life of a session after its last connection, seconds.
+    pub session_seconds: u32,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { connections: 1_000, packet_bytes: 1_048_576, backlog_bytes: 1 << 30 }
+        Self {
+            connections: 1_000,
+            packet_bytes: 1_048_576,
+            backlog_bytes: 1 << 30,
+            mailbox_messages: 1_000,
+            mailbox_bytes: 16 << 20,
+            mailbox_seconds: WEEK,
+            session_seconds: WEEK,
+        }
     }
 }
 

@@ -26,8 +26,13 @@ pub mod embedded;
 mod encoding;
 #[cfg(feature = "redis")]
 pub mod redis;
+mod sessions;
 
 pub use durability::{BadDurability, Durability};
+pub use sessions::{
+    Appended, FilterChanges, FilterTable, Mail, MailLimits, MailStep, NewMail, OpenedSession,
+    SOURCES_KEPT_MS, SessionError, SessionFilter, SessionFilters, SessionStore, SteppedMail, mail_time,
+};
 
 /// Numbers first .. first + count - 1 that a producer gave to records of one partition.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -235,9 +240,9 @@ pub enum CommitError {
     Store(#[from] StoreError),
 }
 
-/// Durable partitions and users.
+/// Durable partitions, sessions and users.
 #[async_trait]
-pub trait Store: Send + Sync + 'static {
+pub trait Store: SessionStore {
     /// Makes `holder` (a router's incarnation, not 0) the only writer of the partition.
     async fn take(&self, partition: &PartitionKey, holder: u64) -> Result<Took, StoreError>;
 
@@ -303,7 +308,7 @@ pub trait Store: Send + Sync + 'static {
     /// Removes a user; false: there was none.
     async fn delete_user(&self, tenant: &TenantName, name: &str) -> Result<bool, StoreError>;
 
-    /// Removes everything of a tenant: logs, cursors, users.
+    /// Removes everything of a tenant: logs, cursors, sessions, users.
     async fn delete_tenant(&self, tenant: &TenantName, partitions: u32) -> Result<(), StoreError>;
 
     /// Whether the store answers and may be written now.

@@ -14,6 +14,8 @@ mod log;
 mod redis_only;
 #[path = "support/redis.rs"]
 mod redis_server;
+#[path = "store_suite/sessions.rs"]
+mod sessions;
 #[path = "store_suite/trim.rs"]
 mod trim;
 #[path = "store_suite/users.rs"]
@@ -57,6 +59,18 @@ on_both! {
         the_newest_entries_are_kept,
         a_defined_group_without_a_cursor_means_no_trim,
         totals_survive_a_log_that_is_empty;
+    sessions:
+        a_session_is_created_resumed_and_wiped,
+        mail_is_appended_once_and_only_to_its_incarnation,
+        nothing_of_a_wiped_session_is_repeated_into_the_next,
+        what_was_handed_out_comes_again_with_its_identifier,
+        the_newest_mail_is_dropped_at_the_limits,
+        mail_that_is_too_old_is_dropped_when_its_turn_comes,
+        other_connections_and_older_terms_are_refused,
+        a_session_expires_with_its_mail,
+        sessions_survive_a_restart,
+        the_table_of_filters_is_followed_by_its_changes,
+        a_reader_that_is_too_far_behind_loads_the_table;
     users:
         users_are_created_replaced_and_deleted,
         tenants_share_names_and_nothing_else,

@@ -165,4 +165,16 @@ pub struct LimitArguments {
     /// What may wait for groups before publishes are refused, such as 2GiB
     #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
     pub backlog: Option<u64>,
+    /// Messages that may wait for a client with a persistent session; further ones are dropped
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub mailbox: Option<u32>,
+    /// What may wait for such a client, such as 16MiB
+    #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
+    pub mailbox_bytes: Option<u64>,
+    /// How long a message waits for such a client, seconds
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..))]
+    pub mailbox_age: Option<u32>,
+    /// How long such a session lives after its last connection, seconds; at least 120
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(120..))]
+    pub session_expiry: Option<u32>,
 }

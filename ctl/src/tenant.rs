@@ -56,6 +56,10 @@ struct Shown {
     connections: u32,
     packet_bytes: u32,
     backlog_bytes: u64,
+    mailbox_messages: u32,
+    mailbox_bytes: u64,
+    mailbox_seconds: u32,
+    session_seconds: u32,
     created_at: String,
 }
 
@@ -68,6 +72,10 @@ impl Shown {
             connections: limits.connections,
             packet_bytes: limits.packet_bytes,
             backlog_bytes: limits.backlog_bytes,
+            mailbox_messages: limits.mailbox_messages,
+            mailbox_bytes: limits.mailbox_bytes,
+            mailbox_seconds: limits.mailbox_seconds,
+            session_seconds: limits.session_seconds,
             created_at: show_millis(tenant.created_at_ms),
         }
     }
@@ -96,6 +104,10 @@ fn limits(arguments: &LimitArguments) -> Result<Limits, Failure> {
         connections: arguments.connections.unwrap_or(0),
         packet_bytes,
         backlog_bytes: arguments.backlog.unwrap_or(0),
+        mailbox_messages: arguments.mailbox.unwrap_or(0),
+        mailbox_bytes: arguments.mailbox_bytes.unwrap_or(0),
+        mailbox_seconds: arguments.mailbox_age.unwrap_or(0),
+        session_seconds: arguments.session_expiry.unwrap_or(0),
     })
 }
 
@@ -114,7 +126,7 @@ pub async fn run(command: TenantCommand, admin: &Admin, output: Output) -> Resul
             let limits = limits(&given)?;
             if limits == Limits::default() {
                 return Err(Failure::Usage(
-                    "tenant set: what is to change? Give --connections, --packet or --backlog".into(),
+                    "tenant set: what is to change? See penstockctl tenant set --help".into(),
                 ));
             }
             vec![admin.set_limits(&name, limits).await?]

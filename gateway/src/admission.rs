@@ -27,6 +27,7 @@ pub(crate) struct Admission {
     user: Bytes,
     password: Bytes,
     client: Bytes,
+    clean: bool,
     address: IpAddr,
     pub(crate) step: Step,
     deadline: Millis,
@@ -41,6 +42,8 @@ pub(crate) enum Step {
     Claim,
     /// The home's confirmation, and the end of the older connection (until a time).
     Attach { attached: bool, kick: Option<Millis> },
+    /// The home opens the session that is to outlive the connection.
+    Open,
 }
 
 impl Admission {
@@ -70,6 +73,7 @@ impl Shard {
             user,
             password: connect.password.unwrap_or_default(),
             client: connect.client,
+            clean: connect.clean_session,
             address,
             step: Step::Claim,
             deadline: self.now + self.shared.config.timeouts.admission_ms,
@@ -178,6 +182,7 @@ impl Shard {
             epoch: Epoch::NONE,
             attached: Epoch::NONE,
             packet_bytes: definition.limits.packet_bytes,
+            clean: admission.clean,
             _seat: seat,
         };
         self.connections.identify(key, identity);
@@ -233,11 +238,26 @@ impl Shard {
         if kick.is_some_and(|until| now < until) {
             return self.schedule(key);
         }
+        if self.connections.identity(key).is_some_and(|identity| !identity.clean) {
+            if let Some(step) = self.step(key) {
+                *step = Step::Open;
+            }
+            let deadline = now + self.shared.config.timeouts.admission_ms;
+            self.extend_admission(key, deadline);
+            self.schedule(key);
+            return self.open_session(key);
+        }
+        self.accept_session(key, false);
+    }
+
+    /// CONNACK 0.
+    pub(crate) fn accept_session(&mut self, key: ConnectionKey, session_present: bool) {
+        let now = self.now;
         let Some(connection) = self.connections.get_mut(key) else { return };
         connection.admission = None;
         connection.admitted = true;
         let kind = connection.transport.kind();
-        connection.session.admit(Answer::Accepted { session_present: false }, now);
+        connection.session.admit(Answer::Accepted { session_present }, now);
         self.admissions -= 1;
         self.shared.metrics.connections.of(kind).inc();
         self.shared.metrics.connect("accepted");
@@ -295,6 +315,7 @@ impl Shard {
                 Step::Verify { .. } => "verify_timeout",
                 Step::Claim => "claim_timeout",
                 Step::Attach { .. } => "attach_timeout",
+                Step::Open => "session_timeout",
             };
             self.refuse(key, ConnectCode::Unavailable, result);
         } else {

@@ -211,6 +211,7 @@ impl GatewayConfig {
             outbound_bytes: self.limits.outbound_bytes,
             unsettled: self.limits.unsettled,
             connect_timeout: self.timeouts.connect_ms,
+            persistent: true,
             ..SessionLimits::default()
         }
     }

@@ -165,6 +165,7 @@ impl Shard {
     fn serve_events(&mut self, key: ConnectionKey) {
         while let Some(connection) = self.connections.get_mut(key) {
             let Some(event) = connection.session.poll_event() else { return };
+            let kept = connection.kept.is_some();
             match event {
                 Event::Connect(connect) => {
                     self.opened(key);
@@ -178,9 +179,19 @@ impl Shard {
                         self.close(key, CloseReason::PacketTooLarge);
                     }
                 }
+                Event::Subscribe { packet_id, filters } if kept => {
+                    self.keep_subscribe(key, packet_id, filters)
+                }
+                Event::Unsubscribe { packet_id, filters } if kept => {
+                    self.keep_unsubscribe(key, packet_id, filters);
+                }
                 Event::Subscribe { packet_id, filters } => self.subscribe(key, packet_id, &filters),
                 Event::Unsubscribe { packet_id, filters } => self.unsubscribe(key, packet_id, &filters),
-                Event::Acknowledged { token } => self.acknowledge(token),
+                Event::Acknowledged { token } => {
+                    if !self.acknowledge_mail(key, token) {
+                        self.acknowledge(token);
+                    }
+                }
                 Event::Will(publish) => self.publish(key, &publish, None, true),
                 Event::Closed(reason) => self.closed(key, reason),
             }
@@ -197,6 +208,7 @@ impl Shard {
             connection.dirty = false;
         }
         self.serve_events(key);
+        self.step_mail(key);
         self.transmit(key);
         self.schedule(key);
         if let Some(connection) = self.connections.get_mut(key)
@@ -210,7 +222,13 @@ impl Shard {
     fn transmit(&mut self, key: ConnectionKey) {
         let Some(connection) = self.connections.get_mut(key) else { return };
         match connection.transport.write(&mut connection.session, &mut self.scratch) {
-            Ok(all) => connection.blocked = !all,
+            Ok(all) => {
+                let was_blocked = std::mem::replace(&mut connection.blocked, !all);
+                if was_blocked && all && connection.kept.is_some() {
+                    // There may be room for mail.
+                    self.touch(key);
+                }
+            }
             Err(_) => self.close(key, CloseReason::TransportFailed),
         }
     }
@@ -233,6 +251,7 @@ impl Shard {
         self.log_end(key, reason);
         self.unsubscribe_all(key);
         self.pushes_lost(key);
+        self.leave_mailbox(key, reason);
         let Some(mut connection) = self.connections.remove(key) else { return };
         self.shared.metrics.close(reason);
         if let Some(admission) = connection.admission.take() {
@@ -273,7 +292,7 @@ impl Shard {
         let soon = self.now + 1;
         if let Some(connection) = self.connections.get_mut(key)
             // Never now: the tick that is under way would see it again, and again.
-            && let Some(deadline) = connection.deadline().map(|deadline| deadline.max(soon))
+            && let Some(deadline) = connection.deadline(self.now).map(|deadline| deadline.max(soon))
             && deadline < connection.scheduled
         {
             connection.scheduled = deadline;
@@ -296,6 +315,7 @@ impl Shard {
             connection.scheduled = u64::MAX;
             connection.session.tick(now);
             self.tick_admission(key);
+            self.tick_mail(key);
             self.touch(key);
             self.schedule(key);
         }

@@ -82,7 +82,12 @@ impl Shard {
         let Some(fanout) = self.fanout.get(tenant) else { return };
         let published = QoS::capped(record.qos);
         for (key, granted) in fanout.receivers(&record.topic) {
-            self.deliver_one(key, &record.topic, &record.payload, published.min(granted), 0);
+            let qos = published.min(granted);
+            let kept = self.connections.get(key).is_some_and(|connection| connection.kept.is_some());
+            // What outlives the connection comes out of the mailbox.
+            if !kept || qos == QoS::AtMostOnce {
+                self.deliver_one(key, &record.topic, &record.payload, qos, 0);
+            }
         }
     }
 
@@ -114,12 +119,14 @@ impl Shard {
             fanout.receivers(&overrun.topic).into_iter().map(|(key, _)| key).collect()
         };
         let matching = |key: ConnectionKey| {
-            self.connections.get(key).is_some_and(|connection| {
-                let mut filters = connection.session.subscriptions();
-                filters.any(|(filter, qos)| {
-                    qos == QoS::AtLeastOnce && (any || topic::matches(filter, &overrun.topic))
-                })
-            })
+            self.connections.get(key).filter(|connection| connection.kept.is_none()).is_some_and(
+                |connection| {
+                    let mut filters = connection.session.subscriptions();
+                    filters.any(|(filter, qos)| {
+                        qos == QoS::AtLeastOnce && (any || topic::matches(filter, &overrun.topic))
+                    })
+                },
+            )
         };
         let missed: Vec<_> = candidates.into_iter().filter(|key| matching(*key)).collect();
         for key in missed {

@@ -28,7 +28,8 @@ struct Used {
 
 /// A SUBSCRIBE whose filters are not yet known to every linked router.
 struct Waiting {
-    packet_id: u16,
+    /// None: the filters of a session that was resumed.
+    packet_id: Option<u16>,
     codes: Vec<u8>,
     versions: BTreeSet<u64>,
     until: Millis,
@@ -54,7 +55,7 @@ impl Shard {
         tenant: &TenantName,
         new: &[Bytes],
         known: &[Bytes],
-        packet_id: u16,
+        packet_id: Option<u16>,
         codes: Vec<u8>,
     ) {
         let version = self.interest.version + 1;
@@ -78,7 +79,13 @@ impl Shard {
         self.wait_for(key, versions, packet_id, codes);
     }
 
-    fn wait_for(&mut self, key: ConnectionKey, versions: BTreeSet<u64>, packet_id: u16, codes: Vec<u8>) {
+    fn wait_for(
+        &mut self,
+        key: ConnectionKey,
+        versions: BTreeSet<u64>,
+        packet_id: Option<u16>,
+        codes: Vec<u8>,
+    ) {
         let open: BTreeSet<u64> =
             versions.into_iter().filter(|version| self.interest.open.contains_key(version)).collect();
         let queue = self.interest.waiting.entry(key).or_default();
@@ -97,15 +104,22 @@ impl Shard {
             self.interest.waiting.remove(&key);
             return;
         };
+        let mut resumed = false;
         queue.retain(|waiting| {
             let ready = waiting.versions.is_empty();
-            if ready {
-                connection.session.subscribed(waiting.packet_id, &waiting.codes);
+            match waiting.packet_id {
+                Some(packet_id) if ready => connection.session.subscribed(packet_id, &waiting.codes),
+                None if ready => resumed = true,
+                _ => {}
             }
             !ready
         });
         if queue.is_empty() {
             self.interest.waiting.remove(&key);
+        }
+        if resumed {
+            // What was appended before did not ring.
+            self.ring(key);
         }
         self.touch(key);
     }
@@ -176,6 +190,7 @@ impl Shard {
             messages.remove(&seq);
             if messages.is_empty() {
                 link.snapshot = None;
+                self.ring_all();
                 return self.known();
             }
         }

@@ -20,6 +20,7 @@ mod drain;
 mod interest;
 mod kicks;
 mod link;
+mod mailbox;
 mod metrics;
 mod pause;
 mod push;

@@ -2,7 +2,7 @@
 //! counts behind [`crate::interest`]. The session keeps its own list; here is only what others need.
 
 use bytes::Bytes;
-use penstock_mqtt::packet::{SUBACK_FAILURE, SubscribeFilter};
+use penstock_mqtt::packet::{QoS, SUBACK_FAILURE, SubscribeFilter};
 
 use crate::{connection::table::ConnectionKey, shard::Shard};
 
@@ -25,7 +25,22 @@ impl Shard {
                 Some(_) => known.push(filter.filter.clone()),
             }
         }
-        self.want_filters(key, &tenant, &new, &known, packet_id, codes);
+        self.want_filters(key, &tenant, &new, &known, Some(packet_id), codes);
+    }
+
+    /// Makes the filters of a session that was resumed work.
+    pub(crate) fn resume_filters(&mut self, key: ConnectionKey, filters: &[(Bytes, QoS)]) {
+        let Some(identity) = self.connections.identity(key) else { return };
+        let tenant = identity.tenant.clone();
+        if filters.is_empty() {
+            return;
+        }
+        let fanout = self.fanout.entry(tenant.clone()).or_default();
+        for (filter, qos) in filters {
+            fanout.trie.insert(filter, key, *qos);
+        }
+        let new: Vec<Bytes> = filters.iter().map(|(filter, _)| filter.clone()).collect();
+        self.want_filters(key, &tenant, &new, &[], None, Vec::new());
     }
 
     /// Undoes filters and answers.

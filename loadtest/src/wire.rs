@@ -60,6 +60,8 @@ pub struct Wire {
     received: BytesMut,
     /// Written by `send` and friends, sent by `flush`.
     pub out: BytesMut,
+    /// The server kept state of this client, as its CONNACK said.
+    pub session_present: bool,
     keep_alive: Duration,
     last_ping: Instant,
     last_heard: Instant,
@@ -80,7 +82,15 @@ impl Wire {
         let now = Instant::now();
         let (received, out) = (BytesMut::new(), BytesMut::new());
         let keep_alive = login.keep_alive;
-        let mut wire = Self { stream, received, out, keep_alive, last_ping: now, last_heard: now };
+        let mut wire = Self {
+            stream,
+            received,
+            out,
+            session_present: false,
+            keep_alive,
+            last_ping: now,
+            last_heard: now,
+        };
         let mut connect = Connect::new(&login.client_id);
         connect.set_login(&login.username, &login.password);
         connect.keep_alive = u16::try_from(login.keep_alive.as_secs()).unwrap_or(u16::MAX);
@@ -88,7 +98,10 @@ impl Wire {
         connect.write(&mut wire.out).map_err(WireError::Malformed)?;
         wire.flush().await?;
         match wire.next().await? {
-            Packet::ConnAck(ack) if ack.code == ConnectReturnCode::Success => Ok(wire),
+            Packet::ConnAck(ack) if ack.code == ConnectReturnCode::Success => {
+                wire.session_present = ack.session_present;
+                Ok(wire)
+            }
             Packet::ConnAck(ack) => Err(WireError::Refused(ack.code)),
             _ => Err(WireError::Malformed(MqttError::IncorrectPacketFormat)),
         }

@@ -11,6 +11,7 @@
 mod connect;
 mod deliver;
 mod keep_alive;
+mod mail;
 mod reason;
 mod receive;
 mod settle;
@@ -52,6 +53,8 @@ pub struct SessionLimits {
     pub unsettled: u16,
     /// Time for a complete CONNECT.
     pub connect_timeout: Millis,
+    /// Clean session 0 is offered: the driver keeps what outlives the connection.
+    pub persistent: bool,
 }
 
 impl Default for SessionLimits {
@@ -66,6 +69,7 @@ impl Default for SessionLimits {
             outbound_bytes: 1_048_576,
             unsettled: 1_024,
             connect_timeout: 10_000,
+            persistent: false,
         }
     }
 }

@@ -113,7 +113,7 @@ impl Home {
         if self.fan_active.load(Ordering::Acquire) {
             self.fan_wake.notify_one();
         } else {
-            fan.head = id;
+            (fan.head, fan.mailed) = (id, id);
         }
     }
 

@@ -46,6 +46,8 @@ pub fn handle(
         up::Kind::CloseLane(close) => in_lane(link, close.lane, up::Kind::CloseLane(close)),
         up::Kind::Attach(attach) => in_lane(link, attach.lane, up::Kind::Attach(attach)),
         up::Kind::Detach(detach) => in_lane(link, detach.lane, up::Kind::Detach(detach)),
+        up::Kind::OpenSession(open) => in_lane(link, open.lane, up::Kind::OpenSession(open)),
+        up::Kind::SetFilters(set) => in_lane(link, set.lane, up::Kind::SetFilters(set)),
         up::Kind::ClaimProvisional(claim) => {
             if link.lane(claim.lane).is_none() && !link.is_opening(claim.lane) {
                 refuse_provisional(link, &claim);
@@ -71,13 +73,27 @@ fn lane_message(home: &Arc<Home>, link: &Arc<Link>, kind: up::Kind) {
         }
         up::Kind::Attach(attach) => {
             home.attach(link, &attach.owners);
-            link.tell(down::Kind::Attached(Attached { seq: attach.seq }));
+            let confirm = Attached { seq: attach.seq };
+            if !home.wipes(&attach.owners) {
+                return link.tell(down::Kind::Attached(confirm));
+            }
+            let (home, link) = (Arc::clone(home), Arc::clone(link));
+            tokio::spawn(async move {
+                home.wipe_all(&link, &attach.owners).await;
+                link.tell(down::Kind::Attached(confirm));
+            });
         }
         up::Kind::Detach(detach) => home.detach(&detach.owners),
         up::Kind::ClaimProvisional(claim) => {
             let (epoch, superseded) = home.grant(&claim.client);
             let answer = ProvisionalEpoch { id: claim.id, epoch: epoch.0, superseded: superseded.0 };
             link.tell(down::Kind::ProvisionalEpoch(answer));
+        }
+        up::Kind::OpenSession(open) => {
+            tokio::spawn(Arc::clone(home).open_session(Arc::clone(link), open));
+        }
+        up::Kind::SetFilters(set) => {
+            tokio::spawn(Arc::clone(home).set_filters(Arc::clone(link), set));
         }
         _ => {}
     }
@@ -115,6 +131,9 @@ async fn open_for(homes: &Arc<Homes>, link: &Arc<Link>, open: OpenLane) -> Resul
     if !home.opened(link, open.lane, &open.owners) {
         return Err("the partition was lost while it was opened".to_owned());
     }
+    if home.wipes(&open.owners) {
+        home.wipe_all(link, &open.owners).await;
+    }
     for kind in link.opened(open.lane, &home) {
         lane_message(&home, link, kind);
     }
@@ -147,7 +166,7 @@ fn apply_interest(homes: &Arc<Homes>, link: &Arc<Link>, interest: Interest) {
     let touched = homes.interest.apply(link.number, interest.changes);
     let affected: Vec<Arc<Home>> = touched
         .iter()
-        .filter(|tenant| homes.interest.any(tenant))
+        .filter(|tenant| homes.any_filter(tenant))
         .flat_map(|tenant| homes.all(Some(tenant)))
         .filter(|home| !home.fan_is_stored())
         .collect();

@@ -58,6 +58,8 @@ impl Doors {
         let definitions = homes.registry.definitions();
         let verifier = Verifier::new(Arc::clone(&homes.store), definitions.clone(), &homes.seams)?;
         let peers = Peers::new(homes.config.cluster_secret.as_ref().map(|secret| secret.expose()))?;
+        // The first doors of these homes: there is nothing to replace.
+        let _ = homes.peers.set(Arc::clone(&peers));
         let presence = Arc::clone(homes);
         tokio::spawn(Arc::clone(&peers).tell_previous(took_over, move || presence.presence.members()));
         let inside = Inside {

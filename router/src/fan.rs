@@ -35,6 +35,8 @@ struct Behind {
 pub struct Fan {
     /// Shards that are not behind have been sent everything up to here.
     pub head: EntryId,
+    /// Everything up to here is in the mailboxes that want it.
+    pub mailed: EntryId,
     /// What the store holds.
     pub stored: Option<EntryId>,
     behind: BTreeMap<ShardId, Behind>,
@@ -48,6 +50,7 @@ impl Fan {
     pub fn new(stored: Option<EntryId>, last: EntryId) -> Self {
         Self {
             head: stored.unwrap_or(last),
+            mailed: stored.unwrap_or(last),
             stored,
             behind: BTreeMap::new(),
             untaken: BTreeMap::new(),
@@ -148,7 +151,7 @@ impl Fan {
     pub fn cursor(&self) -> EntryId {
         let untaken = self.untaken.values().filter_map(VecDeque::front).copied();
         let behind = self.behind.values().map(|behind| behind.from);
-        untaken.chain(behind).fold(self.head, EntryId::min)
+        untaken.chain(behind).chain([self.mailed]).fold(self.head, EntryId::min)
     }
 }
 
@@ -163,13 +166,26 @@ mod tests {
         EntryId::new(1, sequence)
     }
 
+    fn advance(fan: &mut Fan, to: u64) {
+        (fan.head, fan.mailed) = (id(to), id(to));
+    }
+
+    #[test]
+    fn the_cursor_waits_for_mailboxes() {
+        let mut fan = Fan::new(None, id(5));
+        fan.head = id(9);
+        assert_eq!(fan.cursor(), id(5));
+        fan.mailed = id(7);
+        assert_eq!(fan.cursor(), id(7));
+    }
+
     #[test]
     fn the_cursor_waits_for_what_is_not_taken() {
         let mut fan = Fan::new(None, id(5));
         fan.sent(A, id(5));
         fan.sent(B, id(5));
         fan.sent(A, id(6));
-        fan.head = id(7);
+        advance(&mut fan, 7);
         assert_eq!(fan.cursor(), id(5));
         fan.taken(B, id(6));
         fan.taken(A, id(6));
@@ -183,10 +199,10 @@ mod tests {
         let now = Instant::now();
         let mut fan = Fan::new(None, id(5));
         fan.sent(A, id(5));
-        fan.head = id(9);
+        advance(&mut fan, 9);
         fan.observe(|shard| *shard == B, &[A, B], now);
         assert_eq!(fan.behind(), [(A, id(5))]);
-        fan.head = id(20);
+        advance(&mut fan, 20);
         fan.observe(|_| true, &[A, B], now);
         assert_eq!(fan.cursor(), id(5));
         fan.caught_up(A, id(12));
@@ -201,7 +217,7 @@ mod tests {
         let now = Instant::now();
         let mut fan = Fan::new(None, id(5));
         fan.sent(A, id(5));
-        fan.head = id(9);
+        advance(&mut fan, 9);
         fan.observe(|_| false, &[A], now);
         assert_eq!(fan.cursor(), id(5));
         fan.observe(|_| false, &[], now);
@@ -215,7 +231,7 @@ mod tests {
         fan.sent(A, id(5));
         fan.is_full(A, id(6), now);
         fan.is_full(A, id(7), now);
-        fan.head = id(8);
+        advance(&mut fan, 8);
         assert_eq!((fan.behind(), fan.cursor()), (vec![(A, id(6))], id(5)));
         fan.taken(A, id(6));
         assert_eq!(fan.cursor(), id(6));
@@ -227,7 +243,7 @@ mod tests {
         let mut fan = Fan::new(Some(id(3)), id(5));
         assert_eq!(fan.head, id(3));
         fan.leave_behind(A, now);
-        fan.head = id(9);
+        advance(&mut fan, 9);
         assert_eq!(fan.give_up(now), 0);
         assert_eq!(fan.give_up(now + PATIENCE), 1);
         assert_eq!(fan.cursor(), id(9));

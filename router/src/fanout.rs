@@ -28,8 +28,8 @@ const COMMIT_EVERY: Duration = Duration::from_millis(100);
 /// While some shard is behind it is looked after this often.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// Entries and bytes read at a time.
-const READ_ENTRIES: usize = 128;
-const READ_BYTES: usize = 4 << 20;
+pub(crate) const READ_ENTRIES: usize = 128;
+pub(crate) const READ_BYTES: usize = 4 << 20;
 
 /// What one link wants of an entry.
 struct Wanted {
@@ -98,6 +98,7 @@ impl Home {
         self.tell_abandoned();
         if self.fan_active.load(Ordering::Acquire) {
             self.follow_log().await?;
+            self.follow_mail().await?;
         }
         self.settle_cursor(committed_at).await
     }
@@ -262,7 +263,7 @@ impl Home {
             (fan.stored, fan.cursor(), fan.is_idle())
         };
         let Some(stored) = stored else { return Ok(()) };
-        if idle && !self.homes.interest.any(&self.key.tenant) {
+        if idle && !self.homes.any_filter(&self.key.tenant) {
             return self.end_fan_out().await;
         }
         if cursor == stored || committed_at.elapsed() < COMMIT_EVERY {
@@ -284,15 +285,16 @@ impl Home {
     async fn end_fan_out(&self) -> Result<(), StoreError> {
         let alone = self.fan_cursor.lock().await;
         let before = std::mem::take(&mut lock(&self.fan).stored);
-        if self.homes.interest.any(&self.key.tenant) {
+        if self.homes.any_filter(&self.key.tenant) {
             lock(&self.fan).stored = before;
             return Ok(());
         }
         match self.commit(vec![CursorChange::Fan(None)]).await {
-            Ok(()) if !self.homes.interest.any(&self.key.tenant) => {
+            Ok(()) if !self.homes.any_filter(&self.key.tenant) => {
                 let mut fan = lock(&self.fan);
                 self.fan_active.store(false, Ordering::Release);
-                fan.head = *self.last().borrow();
+                let last = *self.last().borrow();
+                (fan.head, fan.mailed) = (last, last);
                 Ok(())
             }
             Ok(()) => {
@@ -306,7 +308,7 @@ impl Home {
             }
             Err(CommitError::Store(error)) => {
                 drop(alone);
-                if self.homes.interest.any(&self.key.tenant) {
+                if self.homes.any_filter(&self.key.tenant) {
                     return Err(error);
                 }
                 lock(&self.fan).stored = before;

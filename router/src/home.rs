@@ -33,6 +33,7 @@ use crate::{
     link::{LaneNumber, Link},
     owners::{Attached, Owners, Ownership},
     producers::Producers,
+    sessions::Turns,
     tail::Tail,
 };
 
@@ -67,6 +68,8 @@ pub struct Home {
     read_at: AtomicU64,
     pub(crate) cursors_moved: AtomicBool,
     pub(crate) lost: CancellationToken,
+    /// What is done to sessions of one client is done one after the other.
+    pub(crate) turns: Turns,
 }
 
 pub(crate) struct Inner {
@@ -90,6 +93,8 @@ impl Home {
         let took = homes.store.take(key, homes.incarnation).await?;
         let tail = homes.store.read_back(key, READ_BACK).await?;
         let cursors = homes.store.cursors(key).await?;
+        // After the term was taken: whoever changes filters later finds this router as the holder, and asks it.
+        homes.kept.follow(&*homes.store, &key.tenant).await?;
         let home = Arc::new(Self::new(
             homes,
             key,
@@ -97,7 +102,7 @@ impl Home {
             Producers::from_tail(&tail, took.trimmed == Totals::default()),
             cursors.fan,
         ));
-        if cursors.fan.is_none() && homes.interest.any(&key.tenant) {
+        if cursors.fan.is_none() && homes.any_filter(&key.tenant) {
             home.begin_fan_out().await.map_err(|error| StoreError::Unavailable(error.to_string()))?;
         }
         info!(tenant = %key.tenant, partition = key.partition, term = took.term.0, previous = ?took.previous_holder,
@@ -142,6 +147,7 @@ impl Home {
             read_at: AtomicU64::new(0),
             cursors_moved: AtomicBool::new(false),
             lost: CancellationToken::new(),
+            turns: Turns::default(),
         }
     }
 
@@ -295,7 +301,7 @@ impl Home {
 
     /// Whether any link has the lane open, anybody reads, or somebody is yet to be served.
     pub(crate) fn is_used(&self) -> bool {
-        let followed = self.homes.interest.any(&self.key.tenant) || !lock(&self.fan).is_idle();
+        let followed = self.homes.any_filter(&self.key.tenant) || !lock(&self.fan).is_idle();
         let inner = lock(&self.inner);
         followed || !inner.opened.is_empty() || !inner.lane.is_empty() || self.is_read()
     }

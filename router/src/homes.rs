@@ -2,7 +2,7 @@
 //! and the table of the homes themselves.
 
 use std::sync::{
-    Arc, Mutex,
+    Arc, Mutex, OnceLock,
     atomic::{AtomicU64, Ordering},
 };
 
@@ -17,8 +17,8 @@ use penstock_common::{
 use tokio::sync::{OnceCell, mpsc, watch};
 
 use crate::{
-    config::RouterConfig, home::Home, home::lock, interest::Interest, lane::Held, link::Link, links::Links,
-    metrics::Metrics, presence::Presence,
+    config::RouterConfig, home::Home, home::lock, interest::Interest, kept::KeptFilters, lane::Held,
+    link::Link, links::Links, metrics::Metrics, peers::Peers, presence::Presence,
 };
 
 /// Bytes of credit that a lane may have at most and at least.
@@ -52,6 +52,10 @@ pub struct Homes {
     pub metrics: Metrics,
     /// Filters of live subscriptions.
     pub interest: Interest,
+    /// Filters of persistent sessions.
+    pub kept: KeptFilters,
+    /// Other routers, once there are doors to them.
+    pub peers: OnceLock<Arc<Peers>>,
     /// Links by number and shard.
     pub links: Links,
     /// Members by two witnesses.
@@ -83,6 +87,8 @@ impl Homes {
             seams,
             metrics,
             interest: Interest::default(),
+            kept: KeptFilters::default(),
+            peers: OnceLock::new(),
             links: Links::default(),
             table: Mutex::default(),
             took_over,
@@ -106,7 +112,7 @@ impl Homes {
             return Err(StoreError::Unavailable("the partition was lost while it was opened".to_owned()));
         }
         // Interest that was told while the home was being made did not find it.
-        if self.interest.any(&key.tenant) && !home.fan_is_stored() {
+        if self.any_filter(&key.tenant) && !home.fan_is_stored() {
             home.begin_fan_out().await.map_err(|error| StoreError::Unavailable(error.to_string()))?;
         }
         Ok(Arc::clone(home))
@@ -133,6 +139,11 @@ impl Homes {
     /// A tenant as defined now.
     pub fn tenant(&self, name: &TenantName) -> Option<Arc<TenantDefinition>> {
         self.definitions.borrow().tenants.get(name).cloned()
+    }
+
+    /// Whether anything of the tenant is to be fanned out.
+    pub fn any_filter(&self, tenant: &TenantName) -> bool {
+        self.interest.any(tenant) || self.kept.any(tenant)
     }
 
     /// Groups defined for a tenant.

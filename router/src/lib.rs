@@ -6,6 +6,9 @@
 //! The way out: the [`fanout`] reads the log and sends a Deliver to each link whose filters match ([`interest`]); a push
 //! comes from a door and goes to the owner's link ([`route`]).
 //!
+//! Persistent sessions: the client's home opens and steps them ([`sessions`]), the fan-out of each partition appends their
+//! mail ([`mail`]) by the filters that all routers follow ([`kept`]).
+//!
 //! What decides who may write is the term ([`penstock_common::store`]); membership only shrinks by two witnesses
 //! ([`presence`]).
 
@@ -25,9 +28,11 @@ pub mod hashing;
 pub mod home;
 pub mod homes;
 pub mod interest;
+pub mod kept;
 pub mod lane;
 pub mod link;
 pub mod links;
+pub mod mail;
 pub mod metrics;
 pub mod outbox;
 pub mod owners;
@@ -42,6 +47,7 @@ pub mod route;
 pub mod secret;
 pub mod server;
 pub mod serving;
+pub mod sessions;
 pub mod settings;
 pub mod stale;
 pub mod start;

@@ -26,6 +26,14 @@ pub struct Metrics {
     pub delivered_bytes: Counter,
     /// `penstock_homes_taken_total`.
     pub homes_taken: Counter,
+    /// `penstock_mailbox_appended_total`.
+    pub mail_appended: Counter,
+    /// `penstock_mailbox_dropped_total`.
+    pub mail_dropped: Counter,
+    /// `penstock_mailbox_expired_total`.
+    pub mail_expired: Counter,
+    /// `penstock_sessions_opened_total`.
+    pub sessions_opened: Counter,
     append_seconds: Histogram,
     append_records: Histogram,
     appended_records: Counter,
@@ -51,6 +59,10 @@ impl Metrics {
             abandoned: Counter::default(),
             delivered_bytes: Counter::default(),
             homes_taken: Counter::default(),
+            mail_appended: Counter::default(),
+            mail_dropped: Counter::default(),
+            mail_expired: Counter::default(),
+            sessions_opened: Counter::default(),
             append_seconds: Histogram::new(SECONDS),
             append_records: Histogram::new(RECORDS),
             appended_records: Counter::default(),
@@ -94,6 +106,10 @@ impl Metrics {
                 &self.delivered_bytes,
             ),
             ("penstock_homes_taken", "Partitions taken", &self.homes_taken),
+            ("penstock_mailbox_appended", "Messages put into mailboxes", &self.mail_appended),
+            ("penstock_mailbox_dropped", "Messages that a full mailbox did not take", &self.mail_dropped),
+            ("penstock_mailbox_expired", "Messages that waited too long in a mailbox", &self.mail_expired),
+            ("penstock_sessions_opened", "Persistent sessions opened or created", &self.sessions_opened),
             ("penstock_appended_records", "Records stored", &self.appended_records),
             ("penstock_appended_bytes", "Bytes of records stored", &self.appended_bytes),
             (

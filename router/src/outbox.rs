@@ -76,7 +76,8 @@ fn weight(kind: &Kind) -> usize {
     match kind {
         Kind::Deliver(deliver) => deliver.records.len(),
         Kind::Push(push) => push.payload.len(),
-        Kind::Settles(_) | Kind::LaneLost(_) | Kind::Overrun(_) => 0,
+        Kind::Mail(mail) => mail.letters.iter().map(|letter| letter.record.len()).sum(),
+        Kind::Settles(_) | Kind::LaneLost(_) | Kind::Overrun(_) | Kind::Doorbell(_) => 0,
     }
 }
 

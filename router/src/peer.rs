@@ -12,7 +12,8 @@ use penstock_common::{
 use penstock_proto::{
     messaging::{PartitionStatus, PushReceipt},
     peer::{
-        Join, PartitionGroup, PeerPush, ServeRequest, ServeResponse, TookRequest, TookResponse,
+        FollowFiltersRequest, FollowFiltersResponse, Join, PartitionGroup, PeerPush, ServeRequest,
+        ServeResponse, TookRequest, TookResponse,
         peer_server::{Peer, PeerServer},
         serve_request, serve_response,
     },
@@ -125,6 +126,18 @@ impl Peer for PeerService {
         let took = request.into_inner();
         self.inside.homes.taken(&partition(&took.tenant, took.partition)?, Term(took.term));
         Ok(Response::new(TookResponse {}))
+    }
+
+    async fn follow_filters(
+        &self,
+        request: Request<FollowFiltersRequest>,
+    ) -> Result<Response<FollowFiltersResponse>, Status> {
+        self.check(&request)?;
+        let tenant = TenantName::new(&request.into_inner().tenant)
+            .map_err(|error| Status::invalid_argument(error.to_string()))?;
+        let followed = self.inside.homes.follow_filters(&tenant).await;
+        followed.map_err(|error| status::of_store(&error))?;
+        Ok(Response::new(FollowFiltersResponse {}))
     }
 
     async fn group_status(

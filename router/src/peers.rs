@@ -10,7 +10,7 @@ use hashbrown::HashMap;
 use penstock_common::registry::{Member, MemberKind, Members};
 use penstock_proto::{
     messaging::{PushReceipt, PushRequest, ReceiptStatus},
-    peer::{PeerPush, TookRequest, peer_client::PeerClient},
+    peer::{FollowFiltersRequest, PeerPush, TookRequest, peer_client::PeerClient},
 };
 use tokio::sync::{mpsc, oneshot};
 use tokio_stream::{StreamExt, wrappers::ReceiverStream};
@@ -127,6 +127,13 @@ impl Peers {
             Ok(Err(_)) => crate::push::refused(id, "the client's router does not answer: try again"),
             Err(_) => PushReceipt { id, status: ReceiptStatus::Expired.into(), ..PushReceipt::default() },
         }
+    }
+
+    /// Asks a router to follow the filters of a tenant's sessions; false: it did not say that it has.
+    pub async fn follow_filters(&self, member: &Member, tenant: &str) -> bool {
+        let Ok(mut client) = self.client(member) else { return false };
+        let ask = FollowFiltersRequest { tenant: tenant.to_owned() };
+        matches!(tokio::time::timeout(ANSWER, client.follow_filters(ask)).await, Ok(Ok(_)))
     }
 
     /// Tells routers whose partitions were taken, until the channel closes: they learn sooner than by being refused.

@@ -223,6 +223,12 @@ async fn run_data(homes: &Arc<Homes>, link: &Arc<Link>, mut inbound: Streaming<D
             }
             Some(data_up::Kind::Taken(taken)) => link.taken(taken.delivery),
             Some(data_up::Kind::PushResult(result)) => link.pushed(result),
+            Some(data_up::Kind::Step(step)) => {
+                // A lane that is lost: the shard asks the present home.
+                if let Some(home) = link.lane(step.lane) {
+                    tokio::spawn(home.step(Arc::clone(link), step));
+                }
+            }
             None => {}
         }
     }

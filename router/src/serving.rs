@@ -98,6 +98,10 @@ impl Homes for HomesHere {
         self.0.incarnation
     }
 
+    async fn follow_filters(&self, tenant: &TenantName) -> Result<(), StoreError> {
+        self.0.follow_filters(tenant).await
+    }
+
     fn links(&self) -> Vec<LinkStatus> {
         let status = |link: Arc<crate::link::Link>| LinkStatus {
             gateway: link.shard.gateway,

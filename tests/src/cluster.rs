@@ -105,11 +105,16 @@ impl Cluster {
 
     /// Waits until every router has a link from every shard of every gateway, and all are registered.
     pub async fn linked(&self) {
-        let members = self.gateways.len() + self.routers.len();
+        self.linked_by(self.gateways.len()).await;
+    }
+
+    /// The same, when only so many of the gateways are alive.
+    pub async fn linked_by(&self, gateways: usize) {
+        let members = gateways + self.routers.len();
         for server in self.servers() {
             let admin = Client::builder().server(server).credentials("system/admin", ADMIN_PASSWORD);
             let admin = admin.connect_lazy().expect("a client").admin();
-            let (admin, gateways) = (&admin, self.gateways.len());
+            let admin = &admin;
             eventually("all are registered and linked", Duration::from_secs(30), || async move {
                 let cluster = admin.cluster().await.ok()?;
                 let linked: std::collections::BTreeSet<u64> =

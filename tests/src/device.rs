@@ -33,14 +33,34 @@ impl Device {
         password: &str,
         client: &str,
     ) -> Result<Self, WireError> {
+        Self::open(target, username, password, client, true).await
+    }
+
+    /// Connects with clean session 0.
+    pub async fn resume(target: &str, tenant: &TestTenant, client: &str) -> Result<Self, WireError> {
+        Self::open(target, &tenant.device(), &tenant.password, client, false).await
+    }
+
+    async fn open(
+        target: &str,
+        username: &str,
+        password: &str,
+        client: &str,
+        clean_session: bool,
+    ) -> Result<Self, WireError> {
         let login = Login {
             client_id: client.into(),
             username: username.into(),
             password: password.into(),
             keep_alive: Duration::from_secs(60),
-            clean_session: true,
+            clean_session,
         };
         Ok(Self { wire: Wire::open(target, &login).await?, next_id: 1 })
+    }
+
+    /// What the CONNACK said.
+    pub fn session_present(&self) -> bool {
+        self.wire.session_present
     }
 
     /// The CONNACK code of a connection that must be refused.
@@ -88,15 +108,30 @@ impl Device {
 
     /// The next message, acknowledged.
     pub async fn message(&mut self) -> Publish {
-        let publish = match self.next().await {
-            Ok(Packet::Publish(publish)) => publish,
-            other => panic!("no message: {other:?}"),
-        };
+        let publish = self.unacknowledged().await;
         if publish.qos != QoS::AtMostOnce {
-            PubAck::new(publish.pkid).write(&mut self.wire.out).expect("encodes");
-            self.wire.flush().await.expect("sent");
+            self.acknowledge(publish.pkid).await.expect("sent");
         }
         publish
+    }
+
+    /// The next message, not acknowledged.
+    pub async fn unacknowledged(&mut self) -> Publish {
+        match self.next().await {
+            Ok(Packet::Publish(publish)) => publish,
+            other => panic!("no message: {other:?}"),
+        }
+    }
+
+    /// PUBACK.
+    pub async fn acknowledge(&mut self, packet_id: u16) -> Result<(), WireError> {
+        PubAck::new(packet_id).write(&mut self.wire.out).expect("encodes");
+        self.wire.flush().await
+    }
+
+    /// DISCONNECT.
+    pub async fn disconnect(mut self) -> Result<(), WireError> {
+        self.wire.disconnect().await
     }
 
     /// Waits until the server closes the connection.

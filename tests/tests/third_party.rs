@@ -38,6 +38,29 @@ async fn mosquitto_clients_talk_to_each_other_and_to_a_group() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_mosquitto_session_outlives_a_crash() {
+    let _alone = alone().await;
+    let mut penstock = Penstock::start().await;
+    let (target, demo) = (penstock.target(), penstock.demo());
+    let keeper = |more: &[&str]| {
+        let arguments = [&["-c", "-q", "1", "-t", "a/#"], more].concat();
+        mosquitto("mosquitto_sub", &target, &demo, "keeper", &arguments)
+    };
+    run("mosquitto_sub", keeper(&["-E"])).await.fine();
+    for (at, message) in ["one", "two", "three", "four"].into_iter().enumerate() {
+        let publish = ["-q", "1", "-t", "a/b", "-m", message];
+        run("mosquitto_pub", mosquitto("mosquitto_pub", &target, &demo, "speaker", &publish)).await.fine();
+        if at == 2 {
+            penstock.crash_and_restart().await;
+        }
+    }
+    let got = run("mosquitto_sub", keeper(&["-C", "4", "-W", "30"])).await.fine();
+    assert_eq!(got, ["one", "two", "three", "four"]);
+    let none = run("mosquitto_sub", keeper(&["-W", "1"])).await;
+    assert!(!none.lines.iter().any(|line| line.len() < 6), "what was acknowledged comes again: {none:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_last_will_of_a_killed_mosquitto_client_is_published() {
     let _alone = alone().await;
     let penstock = Penstock::start().await;

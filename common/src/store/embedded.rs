@@ -7,8 +7,10 @@ mod committer;
 mod disk;
 mod keys;
 mod machine;
+mod mail;
 mod partition;
 mod search;
+mod session;
 
 use std::{
     fs::{File, TryLockError},
@@ -19,16 +21,20 @@ use std::{
 };
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use committer::{Committer, Failure};
 use disk::Disk;
 use machine::Machine;
+use mail::Sessions;
 use tokio::sync::watch;
 
 use super::{
-    AppendError, CommitError, CursorChange, CursorStart, Cursors, Durability, Entry, Keep, ReadBack, Store,
-    StoreError, StoredEntry, Took, Totals, User,
+    AppendError, Appended, CommitError, CursorChange, CursorStart, Cursors, Durability, Entry, FilterChanges,
+    FilterTable, Keep, MailLimits, MailStep, NewMail, OpenedSession, ReadBack, SessionError, SessionFilter,
+    SessionFilters, SessionStore, SteppedMail, Store, StoreError, StoredEntry, Took, Totals, User,
 };
 use crate::{
+    epoch::Epoch,
     name::{PartitionKey, TenantName},
     position::{EntryId, Term},
 };
@@ -81,7 +87,8 @@ impl EmbeddedStore {
         })?;
         let partitions = disk.partitions().map_err(|error| damaged(directory, &error))?;
         let (told, healthy) = watch::channel(true);
-        let machine = Machine::new(disk.clone(), partitions, durability);
+        let sessions = Sessions::load(&disk).map_err(|error| damaged(directory, &error))?;
+        let machine = Machine::new(disk.clone(), partitions, sessions, durability);
         let (committer, thread) = Committer::start(machine, told).map_err(unusable)?;
         let description = format!("embedded {} ({durability})", directory.display());
         let (disk, committer, thread) = (Some(disk), Some(committer), Some(thread));
@@ -149,6 +156,12 @@ impl From<Failure> for StoreError {
 impl From<Failure> for AppendError {
     fn from(Failure(reason): Failure) -> Self {
         Self::Lost(reason)
+    }
+}
+
+impl From<Failure> for SessionError {
+    fn from(failure: Failure) -> Self {
+        Self::Store(failure.into())
     }
 }
 
@@ -262,5 +275,100 @@ impl Store for EmbeddedStore {
 
     fn describe(&self) -> String {
         self.description.clone()
+    }
+}
+
+#[async_trait]
+impl SessionStore for EmbeddedStore {
+    async fn open_session(
+        &self,
+        partition: &PartitionKey,
+        term: Term,
+        client: &[u8],
+        epoch: Epoch,
+        expiry_ms: u64,
+    ) -> Result<OpenedSession, SessionError> {
+        let (key, client) = (partition.clone(), Bytes::copy_from_slice(client));
+        self.submit(0, move |machine| machine.open_session(key, term, client, epoch, expiry_ms)).await?
+    }
+
+    async fn wipe_session(
+        &self,
+        partition: &PartitionKey,
+        term: Term,
+        client: &[u8],
+    ) -> Result<Option<u64>, SessionError> {
+        let (key, client) = (partition.clone(), Bytes::copy_from_slice(client));
+        self.submit(0, move |machine| machine.wipe_session(key, term, client)).await?
+    }
+
+    async fn set_filters(
+        &self,
+        partition: &PartitionKey,
+        term: Term,
+        client: &[u8],
+        epoch: Epoch,
+        filters: &[SessionFilter],
+    ) -> Result<SessionFilters, SessionError> {
+        let (key, client, filters) = (partition.clone(), Bytes::copy_from_slice(client), filters.to_vec());
+        self.submit(0, move |machine| machine.set_filters(key, term, client, epoch, filters)).await?
+    }
+
+    async fn append_mail(
+        &self,
+        partition: &PartitionKey,
+        client: &[u8],
+        incarnation: u64,
+        source: u32,
+        mail: &[NewMail],
+        limits: MailLimits,
+    ) -> Result<Appended, StoreError> {
+        let (key, client, mail) = (partition.clone(), Bytes::copy_from_slice(client), mail.to_vec());
+        let bytes = mail.iter().map(|one| one.record.len()).sum();
+        let append =
+            move |machine: &mut Machine| machine.append_mail(key, client, incarnation, source, &mail, limits);
+        Ok(self.submit(bytes, append).await?)
+    }
+
+    async fn step_mail(
+        &self,
+        partition: &PartitionKey,
+        term: Term,
+        client: &[u8],
+        epoch: Epoch,
+        step: &MailStep,
+    ) -> Result<SteppedMail, SessionError> {
+        let (key, client, step) = (partition.clone(), Bytes::copy_from_slice(client), step.clone());
+        self.submit(0, move |machine| machine.step_mail(key, term, client, epoch, &step)).await?
+    }
+
+    async fn publish_filters(
+        &self,
+        tenant: &TenantName,
+        client: &[u8],
+        filters: &SessionFilters,
+    ) -> Result<u64, StoreError> {
+        let (tenant, client, filters) = (tenant.clone(), Bytes::copy_from_slice(client), filters.clone());
+        Ok(self.submit(0, move |machine| machine.publish_filters(tenant, client, filters)).await?)
+    }
+
+    async fn withdraw_filters(
+        &self,
+        tenant: &TenantName,
+        client: &[u8],
+        incarnation: u64,
+    ) -> Result<u64, StoreError> {
+        let (tenant, client) = (tenant.clone(), Bytes::copy_from_slice(client));
+        Ok(self.submit(0, move |machine| machine.withdraw_filters(tenant, client, incarnation)).await?)
+    }
+
+    async fn filter_table(&self, tenant: &TenantName) -> Result<FilterTable, StoreError> {
+        let tenant = tenant.clone();
+        Ok(self.submit(0, move |machine| machine.filter_table(&tenant)).await?)
+    }
+
+    async fn filter_changes(&self, tenant: &TenantName, after: u64) -> Result<FilterChanges, StoreError> {
+        let tenant = tenant.clone();
+        Ok(self.submit(0, move |machine| machine.filter_changes(&tenant, after)).await?)
     }
 }

@@ -1,7 +1,9 @@
-//! Bytes of what both backends store beside the records: segments and the open entries of cursors. Little endian, fixed
+//! Bytes of what both backends store beside the records: segments, the open entries of cursors, filters. Little endian, fixed
 //! widths. These bytes are in people's stores: they can't change. Decoding never panics; None means unreadable.
 
-use super::{OpenEntry, Segment};
+use bytes::Bytes;
+
+use super::{OpenEntry, Segment, SessionFilter};
 
 /// Bytes of one segment.
 pub(super) const SEGMENT_BYTES: usize = 20;
@@ -77,6 +79,27 @@ pub(super) fn open(bytes: &[u8]) -> Option<OpenEntry> {
     Some(OpenEntry { done, deliveries })
 }
 
+/// Bytes of filters: QoS and length before each.
+pub(super) fn filters(filters: &[SessionFilter]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(filters.iter().map(|it| it.filter.len() + 5).sum());
+    for SessionFilter { filter, qos } in filters {
+        out.push(*qos);
+        out.extend_from_slice(&u32::try_from(filter.len()).unwrap_or(u32::MAX).to_le_bytes());
+        out.extend_from_slice(filter);
+    }
+    out
+}
+
+/// The filters in exactly these bytes.
+pub(super) fn read_filters(bytes: &[u8]) -> Option<Vec<SessionFilter>> {
+    let (mut reader, mut filters) = (Reader(bytes), Vec::new());
+    while let Some((qos, rest)) = reader.0.split_first() {
+        reader.0 = rest;
+        filters.push(SessionFilter { filter: Bytes::copy_from_slice(reader.prefixed()?), qos: *qos });
+    }
+    Some(filters)
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
@@ -95,6 +118,17 @@ mod tests {
         for cut in (1..bytes.len()).filter(|n| n % SEGMENT_BYTES != 0) {
             assert_eq!(segments(&bytes[..cut]), None, "{cut}");
         }
+    }
+
+    #[test]
+    fn filters_come_back_and_cut_bytes_do_not() {
+        let filter =
+            |text: &'static str, qos| SessionFilter { filter: Bytes::from_static(text.as_bytes()), qos };
+        let written = vec![filter("a/#", 1), filter("", 0), filter("+/b", 0)];
+        let bytes = filters(&written);
+        assert_eq!(read_filters(&bytes).unwrap(), written);
+        assert_eq!(read_filters(&bytes[..bytes.len() - 1]), None);
+        assert_eq!(read_filters(&[]).unwrap(), []);
     }
 
     #[test]

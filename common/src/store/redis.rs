@@ -8,9 +8,12 @@ mod checks;
 mod config;
 mod connection;
 mod cursors;
+mod filters;
 mod keys;
 mod log;
 mod scripts;
+mod session_scripts;
+mod sessions;
 mod users;
 
 use std::sync::Arc;
@@ -22,10 +25,12 @@ use tokio::sync::watch;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::{
-    AppendError, CommitError, CursorChange, CursorStart, Cursors, Entry, Keep, ReadBack, Store, StoreError,
-    StoredEntry, Took, Totals, User,
+    AppendError, Appended, CommitError, CursorChange, CursorStart, Cursors, Entry, FilterChanges,
+    FilterTable, Keep, MailLimits, MailStep, NewMail, OpenedSession, ReadBack, SessionError, SessionFilter,
+    SessionFilters, SessionStore, SteppedMail, Store, StoreError, StoredEntry, Took, Totals, User,
 };
 use crate::{
+    epoch::Epoch,
     name::{PartitionKey, TenantName},
     position::{EntryId, Term},
 };
@@ -136,5 +141,88 @@ impl Store for RedisStore {
 
     fn describe(&self) -> String {
         format!("redis {}", self.server.describe())
+    }
+}
+
+#[async_trait]
+impl SessionStore for RedisStore {
+    async fn open_session(
+        &self,
+        partition: &PartitionKey,
+        term: Term,
+        client: &[u8],
+        epoch: Epoch,
+        expiry_ms: u64,
+    ) -> Result<OpenedSession, SessionError> {
+        sessions::open(&self.server, partition, term, client, epoch, expiry_ms).await
+    }
+
+    async fn wipe_session(
+        &self,
+        partition: &PartitionKey,
+        term: Term,
+        client: &[u8],
+    ) -> Result<Option<u64>, SessionError> {
+        sessions::wipe(&self.server, partition, term, client).await
+    }
+
+    async fn set_filters(
+        &self,
+        partition: &PartitionKey,
+        term: Term,
+        client: &[u8],
+        epoch: Epoch,
+        filters: &[SessionFilter],
+    ) -> Result<SessionFilters, SessionError> {
+        sessions::set_filters(&self.server, partition, term, client, epoch, filters).await
+    }
+
+    async fn append_mail(
+        &self,
+        partition: &PartitionKey,
+        client: &[u8],
+        incarnation: u64,
+        source: u32,
+        mail: &[NewMail],
+        limits: MailLimits,
+    ) -> Result<Appended, StoreError> {
+        sessions::append(&self.server, partition, client, incarnation, source, mail, limits).await
+    }
+
+    async fn step_mail(
+        &self,
+        partition: &PartitionKey,
+        term: Term,
+        client: &[u8],
+        epoch: Epoch,
+        step: &MailStep,
+    ) -> Result<SteppedMail, SessionError> {
+        sessions::step(&self.server, partition, term, client, epoch, step).await
+    }
+
+    async fn publish_filters(
+        &self,
+        tenant: &TenantName,
+        client: &[u8],
+        filters: &SessionFilters,
+    ) -> Result<u64, StoreError> {
+        filters::publish(&self.server, tenant, client, filters).await
+    }
+
+    async fn withdraw_filters(
+        &self,
+        tenant: &TenantName,
+        client: &[u8],
+        incarnation: u64,
+    ) -> Result<u64, StoreError> {
+        filters::withdraw(&self.server, tenant, client, incarnation).await
+    }
+
+    async fn filter_table(&self, tenant: &TenantName) -> Result<FilterTable, StoreError> {
+        filters::table(&self.server, tenant).await
+    }
+
+    async fn filter_changes(&self, tenant: &TenantName, after: u64) -> Result<FilterChanges, StoreError> {
+        filters::changes(&self.server, tenant, after).await
     }
 }

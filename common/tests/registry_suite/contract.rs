@@ -213,7 +213,7 @@ pub async fn tenants_are_created_changed_and_removed(a: Handle, b: Handle) {
     assert_eq!(own.tenant, settings(), "the own snapshot shows what was just made");
     assert!(matches!(b.create_tenant(&name, &settings()).await, Err(RegistryError::Exists(_))));
 
-    let limits = Limits { connections: 5, packet_bytes: 6, backlog_bytes: 7 };
+    let limits = Limits { connections: 5, packet_bytes: 6, backlog_bytes: 7, ..Limits::default() };
     assert_eq!(b.set_limits(&name, limits).await.unwrap(), Tenant { limits, ..settings() });
     let raises = (0..8).map(|n| {
         let (registry, name) = (if n % 2 == 0 { a.clone() } else { b.clone() }, name.clone());

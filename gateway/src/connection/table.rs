@@ -9,7 +9,7 @@ use penstock_common::{epoch::Epoch, name::TenantName};
 use penstock_mqtt::session::{Millis, Session};
 use slab::Slab;
 
-use crate::{admission::Admission, tenants::Seat, transport::Transport};
+use crate::{admission::Admission, mailbox::Kept, tenants::Seat, transport::Transport};
 
 /// Names a connection of a shard.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
@@ -31,6 +31,8 @@ pub(crate) struct Identity {
     pub(crate) attached: Epoch,
     /// Largest PUBLISH of the tenant, bytes.
     pub(crate) packet_bytes: u32,
+    /// Clean session 1: nothing outlives the connection.
+    pub(crate) clean: bool,
     pub(crate) _seat: Seat,
 }
 
@@ -44,6 +46,8 @@ pub(crate) struct Connection {
     pub(crate) rest: BytesMut,
     pub(crate) admission: Option<Box<Admission>>,
     pub(crate) identity: Option<Box<Identity>>,
+    /// A persistent session.
+    pub(crate) kept: Option<Box<Kept>>,
     /// Entry of the shard's timers that counts.
     pub(crate) scheduled: Millis,
     /// Has something for the end of the turn.
@@ -71,6 +75,7 @@ impl Connection {
             rest: BytesMut::new(),
             admission: None,
             identity: None,
+            kept: None,
             scheduled: Millis::MAX,
             dirty: false,
             blocked: false,
@@ -83,9 +88,10 @@ impl Connection {
     }
 
     /// When the shard has to look at it.
-    pub(crate) fn deadline(&self) -> Option<Millis> {
+    pub(crate) fn deadline(&self, now: Millis) -> Option<Millis> {
         let admission = self.admission.as_ref().map(|admission| admission.deadline());
-        [self.session.deadline(), admission].into_iter().flatten().min()
+        let kept = self.kept.as_ref().and_then(|kept| kept.deadline(now));
+        [self.session.deadline(), admission, kept].into_iter().flatten().min()
     }
 
     pub(crate) fn wake(&mut self) {

@@ -62,6 +62,8 @@ impl Shard {
             Kind::ProvisionalEpoch(answer) => self.provisional_epoch(&answer),
             Kind::Verdict(verdict) => self.verdict(&verdict),
             Kind::Leaving(_) => self.leaving(key),
+            Kind::SessionOpened(opened) => self.session_opened(opened),
+            Kind::FiltersSet(set) => self.filters_set(&set),
         }
     }
 
@@ -78,6 +80,8 @@ impl Shard {
             Kind::Deliver(deliver) => self.deliver(key, &deliver),
             Kind::Push(push) => self.push(key, &push),
             Kind::Overrun(overrun) => self.overrun(&overrun),
+            Kind::Mail(mail) => self.mail(mail),
+            Kind::Doorbell(bell) => self.doorbell(&bell),
         }
     }
 

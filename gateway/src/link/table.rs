@@ -25,7 +25,7 @@ pub(crate) struct LinkKey {
 /// is closed.
 const CONTROL_BYTES: usize = 16 << 20;
 /// Most bytes that a filter or an owner takes in a message beyond its names.
-const FRAME: usize = 20;
+const FRAME: usize = 22;
 /// Most messages that wait for a link's data stream; beyond, the link is closed. Appends are bounded by credit.
 const DATA_MESSAGES: usize = 65_536;
 
@@ -293,7 +293,7 @@ mod tests {
         let changes = vec![change; 2];
         let two = Interest { seq: 0, snapshot_end: false, changes }.encoded_len();
         assert!(two <= 2 * (names + FRAME), "{two}");
-        let owners = vec![Owner { client: vec![b'c'; 128].into(), epoch: u64::MAX }; 2];
+        let owners = vec![Owner { client: vec![b'c'; 128].into(), epoch: u64::MAX, wipe: true }; 2];
         let two = link::Attach { seq: 0, lane: 0, owners }.encoded_len();
         assert!(two <= 2 * (128 + FRAME), "{two}");
     }

@@ -104,7 +104,9 @@ impl Shard {
                 lane.renewals.push((lane.next_number(), *owner));
             }
             if owners.len() < OWNERS {
-                owners.push(link::Owner { client: identity.client.clone(), epoch: identity.attached.0 });
+                let (client, epoch, clean) = (identity.client.clone(), identity.attached.0, identity.clean);
+                let wipe = clean && self.connections.get(*owner).is_some_and(|it| !it.admitted);
+                owners.push(link::Owner { client, epoch, wipe });
                 keys.push(*owner);
             } else {
                 lane.attach.push(*owner);
@@ -136,6 +138,7 @@ impl Shard {
         for key in owners {
             self.attached(key);
         }
+        self.ask_again(index);
         self.lanes.mark(index);
         self.provision(index);
         self.want_end();

@@ -20,10 +20,13 @@ impl Shard {
         let (attach, detach) = (std::mem::take(&mut lane.attach), std::mem::take(&mut lane.detach));
         let Some(link) = self.links.get_mut(place) else { return };
         for keys in attach.chunks(OWNERS) {
-            let named = keys.iter().filter_map(|key| self.connections.identity(*key).map(|it| (*key, it)));
-            let (keys, owners): (Vec<_>, Vec<_>) = named
-                .map(|(key, it)| (key, link::Owner { client: it.client.clone(), epoch: it.attached.0 }))
-                .unzip();
+            let owner = |key: &ConnectionKey| {
+                let connection = self.connections.get(*key)?;
+                let it = connection.identity.as_deref()?;
+                let wipe = it.clean && !connection.admitted;
+                Some((*key, link::Owner { client: it.client.clone(), epoch: it.attached.0, wipe }))
+            };
+            let (keys, owners): (Vec<_>, Vec<_>) = keys.iter().filter_map(owner).unzip();
             let seq = link.number();
             link.attaches.insert(seq, keys);
             link.control(control_up::Kind::Attach(link::Attach { seq, lane: number, owners }));
@@ -88,7 +91,7 @@ impl Shard {
         if lane.owners.remove(&key) {
             self.links.told.remove(client.len());
             lane.attach.retain(|waiting| *waiting != key);
-            lane.detach.push(link::Owner { client: client.clone(), epoch: epoch.0 });
+            lane.detach.push(link::Owner { client: client.clone(), epoch: epoch.0, wipe: false });
             self.lanes.mark(index);
             self.want_end();
         }

@@ -40,7 +40,7 @@ impl Session {
         if connect.client.is_empty() || connect.client.len() > self.limits.client_bytes.into() {
             return Err((ConnectCode::Identifier, CloseReason::ClientIdentifier));
         }
-        if !connect.clean_session {
+        if !connect.clean_session && !self.limits.persistent {
             return Err((ConnectCode::Unavailable, CloseReason::PersistentSession));
         }
         if let Some(will) = &connect.will {

@@ -14,15 +14,17 @@ const QUEUED_COST: usize = 32;
 /// Deliveries of QoS 1 that are not acknowledged.
 #[derive(Default)]
 pub(super) struct Outgoing {
-    /// Sent: (packet identifier, token), in order of sending. At most the window.
-    inflight: VecDeque<(u16, u64)>,
+    /// Sent: (packet identifier, token), in order of sending. At most the window, but for what an earlier connection sent.
+    pub(super) inflight: VecDeque<(u16, u64)>,
+    /// Identifiers that the store may use for mail.
+    pub(super) reserved: Vec<u16>,
     /// Packets behind the window, encoded without an identifier, one after the other.
     queue: BytesMut,
-    queued: VecDeque<Queued>,
+    pub(super) queued: VecDeque<Queued>,
 }
 
 /// A packet in the queue.
-struct Queued {
+pub(super) struct Queued {
     token: u64,
     len: u32,
     /// Where its identifier goes.
@@ -34,19 +36,24 @@ impl Outgoing {
         self.queue.len() + self.queued.len() * QUEUED_COST
     }
 
+    /// Places of the window that are taken.
+    pub(super) fn occupied(&self) -> usize {
+        self.inflight.len() + self.reserved.len()
+    }
+
     /// The next identifier that is not in use: never 0.
-    fn next_id(&self, mut last: u16) -> u16 {
+    pub(super) fn next_id(&self, mut last: u16) -> u16 {
         loop {
             last = last.checked_add(1).unwrap_or(1);
             // The window is smaller than the range, so this ends.
-            if !self.inflight.iter().any(|(id, _)| *id == last) {
+            if !self.inflight.iter().any(|(id, _)| *id == last) && !self.reserved.contains(&last) {
                 return last;
             }
         }
     }
 
     fn is_empty(&self) -> bool {
-        self.inflight.is_empty() && self.queued.is_empty()
+        self.inflight.is_empty() && self.queued.is_empty() && self.reserved.is_empty()
     }
 }
 
@@ -75,7 +82,7 @@ impl Session {
     fn deliver_acknowledged(&mut self, delivery: &Delivery<'_>, len: usize) -> Delivered {
         let window = self.window();
         let outgoing = self.outgoing.get_or_insert_default();
-        if outgoing.inflight.len() >= window {
+        if outgoing.occupied() >= window {
             return outgoing.enqueue(delivery, len);
         }
         let id = outgoing.next_id(self.last_id);
@@ -99,16 +106,20 @@ impl Session {
             self.events.push_back(Event::Acknowledged { token });
         }
         self.send_queued();
+        self.drop_empty_outgoing();
+    }
+
+    pub(super) fn drop_empty_outgoing(&mut self) {
         if self.outgoing.as_ref().is_some_and(|outgoing| outgoing.is_empty()) {
             self.outgoing = None;
         }
     }
 
     /// Moves queued packets into the window, each with an identifier of its own.
-    fn send_queued(&mut self) {
+    pub(super) fn send_queued(&mut self) {
         let window = self.window();
         let Some(outgoing) = &mut self.outgoing else { return };
-        while outgoing.inflight.len() < window {
+        while outgoing.occupied() < window {
             let Some(next) = outgoing.queued.pop_front() else { break };
             let (len, id_at) = (next.len as usize, next.id_at as usize);
             let id = outgoing.next_id(self.last_id);
@@ -126,7 +137,7 @@ impl Session {
         }
     }
 
-    fn window(&self) -> usize {
+    pub(super) fn window(&self) -> usize {
         self.limits.inflight_out.clamp(1, u16::MAX - 1).into()
     }
 

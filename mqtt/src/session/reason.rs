@@ -29,7 +29,7 @@ pub enum CloseReason {
     ProtocolVersion,
     /// Client identifier empty or too long: CONNACK 2.
     ClientIdentifier,
-    /// Clean session 0, which this version does not offer: CONNACK 3.
+    /// Clean session 0, which is not offered here: CONNACK 3.
     PersistentSession,
     /// A will of QoS 2, which this version does not offer: CONNACK 3.
     WillQos,
@@ -57,6 +57,8 @@ pub enum CloseReason {
     LinkLost,
     /// Deliveries of QoS 1 beyond the limit: the client reads or acknowledges too slowly.
     Overrun,
+    /// What outlives the connection can't be kept any more: the client takes it up with a new one.
+    SessionLost,
     /// A newer connection with this client identifier.
     TakenOver,
     /// The ownership belongs to another connection.
@@ -99,6 +101,7 @@ impl CloseReason {
             Self::StoreTimeout => "store_timeout",
             Self::LinkLost => "link_lost",
             Self::Overrun => "overrun",
+            Self::SessionLost => "session_lost",
             Self::TakenOver => "taken_over",
             Self::Superseded => "superseded",
             Self::Draining => "draining",

@@ -105,6 +105,15 @@ impl Session {
         self.events.push_back(Event::Unsubscribe { packet_id, filters });
     }
 
+    /// Takes up filters of an earlier connection.
+    pub(super) fn resume_subscriptions(&mut self, filters: impl IntoIterator<Item = (Bytes, QoS)>) {
+        let known = |(filter, qos)| Subscription { filter, granted: Some(qos), asked: qos };
+        let filters: Vec<_> = filters.into_iter().map(known).collect();
+        if !filters.is_empty() {
+            self.subscriptions.get_or_insert_default().filters = filters;
+        }
+    }
+
     /// SUBSCRIBE and UNSUBSCRIBE without an answer.
     pub(super) fn unanswered(&self) -> usize {
         self.subscriptions.as_ref().map_or(0, |s| s.unanswered.len())
@@ -150,6 +159,12 @@ impl Session {
     pub fn subscriptions(&self) -> impl Iterator<Item = (&Bytes, QoS)> + '_ {
         let filters = self.subscriptions.iter().flat_map(|s| &s.filters);
         filters.map(|known| (&known.filter, known.granted.unwrap_or(known.asked)))
+    }
+
+    /// The same filters with the QoS that was asked for last.
+    pub fn wanted_filters(&self) -> impl Iterator<Item = (&Bytes, QoS)> + '_ {
+        let filters = self.subscriptions.iter().flat_map(|s| &s.filters);
+        filters.map(|known| (&known.filter, known.asked))
     }
 
     fn drop_empty_subscriptions(&mut self) {

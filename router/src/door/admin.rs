@@ -276,10 +276,15 @@ fn limits(wanted: Option<Limits>, present: registry::Limits) -> Result<registry:
         return Err(Status::invalid_argument(range));
     }
     let or = |wanted: u32, present: u32| if wanted == 0 { present } else { wanted };
+    let or_long = |wanted: u64, present: u64| if wanted == 0 { present } else { wanted };
     Ok(registry::Limits {
         connections: or(wanted.connections, present.connections),
         packet_bytes: or(wanted.packet_bytes, present.packet_bytes),
-        backlog_bytes: if wanted.backlog_bytes == 0 { present.backlog_bytes } else { wanted.backlog_bytes },
+        backlog_bytes: or_long(wanted.backlog_bytes, present.backlog_bytes),
+        mailbox_messages: or(wanted.mailbox_messages, present.mailbox_messages),
+        mailbox_bytes: or_long(wanted.mailbox_bytes, present.mailbox_bytes),
+        mailbox_seconds: or(wanted.mailbox_seconds, present.mailbox_seconds),
+        session_seconds: or(wanted.session_seconds, present.session_seconds),
     })
 }
 
@@ -291,6 +296,10 @@ fn to_proto(name: &TenantName, tenant: &registry::Tenant) -> Tenant {
             connections: tenant.limits.connections,
             packet_bytes: tenant.limits.packet_bytes,
             backlog_bytes: tenant.limits.backlog_bytes,
+            mailbox_messages: tenant.limits.mailbox_messages,
+            mailbox_bytes: tenant.limits.mailbox_bytes,
+            mailbox_seconds: tenant.limits.mailbox_seconds,
+            session_seconds: tenant.limits.session_seconds,
         }),
         created_at_ms: tenant.created_at,
     }

@@ -76,6 +76,9 @@ pub trait Homes: Send + Sync + 'static {
     /// This life of this router.
     fn incarnation(&self) -> u64;
 
+    /// Follows the filters of the tenant's sessions to the last change, and makes the fan-out go by them.
+    async fn follow_filters(&self, tenant: &TenantName) -> Result<(), StoreError>;
+
     /// Links of this router.
     fn links(&self) -> Vec<LinkStatus>;
 }

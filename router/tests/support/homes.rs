@@ -153,6 +153,9 @@ impl Homes for TestHomes {
     fn incarnation(&self) -> u64 {
         self.incarnation
     }
+    async fn follow_filters(&self, _: &TenantName) -> Result<(), StoreError> {
+        Ok(())
+    }
     fn links(&self) -> Vec<penstock_proto::admin::LinkStatus> {
         vec![]
     }

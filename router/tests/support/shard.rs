@@ -110,6 +110,7 @@ impl Shard {
         let owner = |(client, epoch): &(&'static str, u64)| Owner {
             client: Bytes::from_static(client.as_bytes()),
             epoch: *epoch,
+            wipe: false,
         };
         let owners = owners.iter().map(owner).collect();
         self.tell(control_up::Kind::OpenLane(OpenLane { lane, tenant: "acme".into(), partition: 0, owners }))

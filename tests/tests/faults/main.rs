@@ -14,4 +14,5 @@ mod rolling_upgrade;
 mod router_killed;
 mod router_paused;
 mod routers_added_and_removed;
+mod sessions;
 mod under_load;

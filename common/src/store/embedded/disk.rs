@@ -30,6 +30,9 @@ pub(super) struct Disk {
     pub(super) log: Keyspace,
     pub(super) state: Keyspace,
     pub(super) users: Keyspace,
+    pub(super) sessions: Keyspace,
+    pub(super) mail: Keyspace,
+    pub(super) filters: Keyspace,
 }
 
 pub(super) fn corrupt(what: &str) -> StoreError {
@@ -49,7 +52,13 @@ impl Disk {
         let database = Database::builder(directory).open()?;
         let keyspace = |name| database.keyspace(name, KeyspaceCreateOptions::default);
         let (log, state, users) = (keyspace("log")?, keyspace("state")?, keyspace("users")?);
-        Ok(Self { database, log, state, users })
+        let (sessions, mail, filters) = (keyspace("sessions")?, keyspace("mail")?, keyspace("filters")?);
+        Ok(Self { database, log, state, users, sessions, mail, filters })
+    }
+
+    /// All keyspaces, in the order in which a tenant is removed from them: what fences it last.
+    pub(super) fn keyspaces(&self) -> [Keyspace; 6] {
+        [&self.log, &self.users, &self.filters, &self.mail, &self.sessions, &self.state].map(Clone::clone)
     }
 
     /// All partitions with their last entries.

@@ -1,6 +1,8 @@
 //! Keys on disk. Numbers are big endian, so that keys sort as ids do; a tenant's name ends with a zero byte, which no name
 //! holds, so that no tenant's keys are within another's. These bytes are in people's stores.
 
+use bytes::Bytes;
+
 use crate::{
     name::{PartitionKey, TenantName},
     position::{EntryId, Term},
@@ -55,6 +57,61 @@ pub(super) fn group(key: &PartitionKey, group: &str) -> Vec<u8> {
     key
 }
 
+/// A session.
+pub(super) fn session(key: &PartitionKey, client: &[u8]) -> Vec<u8> {
+    let mut key = partition(key);
+    key.extend_from_slice(client);
+    key
+}
+
+/// Partition and client in the key of a session.
+pub(super) fn client_of_session(key: &[u8]) -> Option<(PartitionKey, Bytes)> {
+    let (partition, client) = apart(key)?;
+    Some((partition, Bytes::copy_from_slice(client)))
+}
+
+/// A message of a session. The client's length before it keeps one's mail out of another's.
+pub(super) fn mail(key: &PartitionKey, client: &[u8], number: u64) -> Vec<u8> {
+    let mut key = partition(key);
+    key.extend_from_slice(&u16::try_from(client.len()).unwrap_or(u16::MAX).to_be_bytes());
+    key.extend_from_slice(client);
+    key.extend_from_slice(&number.to_be_bytes());
+    key
+}
+
+/// Partition, client and number in the key of a message.
+pub(super) fn number_of_mail(key: &[u8]) -> Option<((PartitionKey, Bytes), u64)> {
+    let (partition, rest) = apart(key)?;
+    let (_, rest) = rest.split_at_checked(2)?;
+    let (client, number) = rest.split_last_chunk()?;
+    Some(((partition, Bytes::copy_from_slice(client)), u64::from_be_bytes(*number)))
+}
+
+/// Filters of a session.
+pub(super) fn filters(of: &TenantName, client: &[u8]) -> Vec<u8> {
+    let mut key = tenant(of);
+    key.extend_from_slice(client);
+    key
+}
+
+/// Tenant and client in the key of filters.
+pub(super) fn client_of_filters(key: &[u8]) -> Option<(TenantName, Bytes)> {
+    let end = key.iter().position(|byte| *byte == 0)?;
+    let (name, rest) = key.split_at_checked(end)?;
+    let tenant = TenantName::new(std::str::from_utf8(name).ok()?).ok()?;
+    Some((tenant, Bytes::copy_from_slice(rest.get(1..)?)))
+}
+
+/// The partition that a key begins with, and the rest.
+fn apart(key: &[u8]) -> Option<(PartitionKey, &[u8])> {
+    let end = key.iter().position(|byte| *byte == 0)?;
+    let (name, rest) = key.split_at_checked(end)?;
+    let (_, rest) = rest.split_first()?;
+    let (partition, rest) = rest.split_first_chunk()?;
+    let tenant = TenantName::new(std::str::from_utf8(name).ok()?).ok()?;
+    Some((PartitionKey { tenant, partition: u32::from_be_bytes(*partition) }, rest))
+}
+
 /// A user.
 pub(super) fn user(of: &TenantName, name: &str) -> Vec<u8> {
     let mut key = tenant(of);
@@ -72,13 +129,8 @@ pub(super) enum StateKey {
 
 /// Takes a key of partitions' state apart.
 pub(super) fn state(key: &[u8]) -> Option<(PartitionKey, StateKey)> {
-    let end = key.iter().position(|byte| *byte == 0)?;
-    let (name, rest) = key.split_at_checked(end)?;
-    let (_, rest) = rest.split_first()?;
-    let (partition, rest) = rest.split_first_chunk()?;
+    let (key, rest) = apart(key)?;
     let (kind, group) = rest.split_first()?;
-    let tenant = TenantName::new(std::str::from_utf8(name).ok()?).ok()?;
-    let key = PartitionKey { tenant, partition: u32::from_be_bytes(*partition) };
     match *kind {
         SETTINGS => Some((key, StateKey::Settings)),
         GROUP => Some((key, StateKey::Group(String::from_utf8(group.to_vec()).ok()?))),
@@ -105,6 +157,18 @@ mod tests {
             assert_eq!(entry_id(key), Some(EntryId::new(term, sequence)));
         }
         assert_eq!(entry_id(b"short"), None);
+    }
+
+    #[test]
+    fn keys_of_sessions_and_mail_come_apart() {
+        for client in [&b"c"[..], b"a\0b", b"\0\0\0\0\0\0\0\0\0"] {
+            let place = (acme(7), Bytes::copy_from_slice(client));
+            assert_eq!(client_of_session(&session(&acme(7), client)), Some(place.clone()));
+            assert_eq!(number_of_mail(&mail(&acme(7), client, 9)), Some((place, 9)));
+            let (tenant, found) = client_of_filters(&filters(&acme(7).tenant, client)).unwrap();
+            assert_eq!((tenant, &found[..]), (acme(7).tenant, client));
+        }
+        assert_eq!(number_of_mail(b"acme\0\0\0\0\0"), None);
     }
 
     #[test]

@@ -8,6 +8,7 @@ use super::{
     committer::Failure,
     disk::{Disk, corrupt, failed},
     keys,
+    mail::Sessions,
     partition::{Partition, advance, encode_cursor},
 };
 use crate::{
@@ -29,10 +30,13 @@ const REMOVE_STEP: usize = 10_000;
 pub(super) struct Machine {
     pub(super) disk: Disk,
     pub(super) partitions: HashMap<PartitionKey, Partition>,
-    batch: WriteBatch,
-    batch_bytes: usize,
+    pub(super) sessions: Sessions,
+    pub(super) batch: WriteBatch,
+    pub(super) batch_bytes: usize,
+    /// Batches that were written.
+    pub(super) writes: u64,
     mode: PersistMode,
-    clock: Seams,
+    pub(super) clock: Seams,
     failure: Option<Failure>,
 }
 
@@ -40,6 +44,7 @@ impl Machine {
     pub(super) fn new(
         disk: Disk,
         partitions: HashMap<PartitionKey, Partition>,
+        sessions: Sessions,
         durability: Durability,
     ) -> Self {
         let mode = match durability {
@@ -47,7 +52,17 @@ impl Machine {
             Durability::Fsynced => PersistMode::SyncData,
         };
         let batch = disk.database.batch();
-        Self { disk, partitions, batch, batch_bytes: 0, mode, clock: Seams::real(), failure: None }
+        Self {
+            disk,
+            partitions,
+            sessions,
+            batch,
+            batch_bytes: 0,
+            writes: 1,
+            mode,
+            clock: Seams::real(),
+            failure: None,
+        }
     }
 
     pub(super) fn is_full(&self) -> bool {
@@ -60,6 +75,7 @@ impl Machine {
             return Err(failure.clone());
         }
         self.batch_bytes = 0;
+        self.writes += 1;
         let batch = std::mem::replace(&mut self.batch, self.disk.database.batch());
         let written = batch.durability(Some(self.mode)).commit();
         written.map_err(|error| self.failure.insert(Failure(error.to_string())).clone())
@@ -235,7 +251,8 @@ impl Machine {
     pub(super) fn delete_tenant(&mut self, tenant: &TenantName) -> Result<(), StoreError> {
         // Fences every home of it off.
         self.partitions.retain(|key, _| key.tenant != *tenant);
-        for keyspace in [self.disk.log.clone(), self.disk.users.clone(), self.disk.state.clone()] {
+        self.sessions.forget(tenant);
+        for keyspace in self.disk.keyspaces() {
             self.settle()?;
             for (number, item) in keyspace.prefix(keys::tenant(tenant)).enumerate() {
                 if number > 0 && number % REMOVE_STEP == 0 {

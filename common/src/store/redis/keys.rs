@@ -54,6 +54,16 @@ impl Keys {
         [&self.slot, "c:", &encode(group)].concat()
     }
 
+    /// Hash: a session (see `session_scripts`).
+    pub(super) fn session(&self, client: &[u8]) -> String {
+        [&self.slot, "s:", &encode_bytes(client)].concat()
+    }
+
+    /// Stream: mail of a session; an entry `<number>-0` has the record in `m`.
+    pub(super) fn mailbox(&self, client: &[u8]) -> String {
+        [&self.slot, "mb:", &encode_bytes(client)].concat()
+    }
+
     /// What comes before an encoded group in the key of its cursor.
     pub(super) fn cursor_prefix(&self) -> String {
         self.key("c:")
@@ -63,6 +73,16 @@ impl Keys {
 /// Key of a user.
 pub(super) fn user(tenant: &TenantName, name: &str) -> String {
     format!("ps:{{{tenant}/{}}}:u:{}", xxh3_64(name.as_bytes()) % USER_SLOTS, encode(name))
+}
+
+/// Hash: filters of a tenant's sessions by client, and in `#` the number of the last change.
+pub(super) fn filters(tenant: &TenantName) -> String {
+    format!("ps:{{{tenant}}}:filters")
+}
+
+/// Stream: changes of them; an entry `<number>-0` has the number before it in `p`, client in `c`, filters in `w`.
+pub(super) fn filter_log(tenant: &TenantName) -> String {
+    format!("ps:{{{tenant}}}:filters:log")
 }
 
 /// Pattern of all users of a tenant; its name holds no character that a pattern reads.
@@ -77,8 +97,13 @@ pub(super) fn tenant_patterns(tenant: &TenantName) -> [String; 2] {
 
 /// Percent-encodes everything outside `[A-Za-z0-9._-]`.
 pub(super) fn encode(name: &str) -> String {
+    encode_bytes(name.as_bytes())
+}
+
+/// The same for bytes.
+pub(super) fn encode_bytes(name: &[u8]) -> String {
     let mut encoded = String::with_capacity(name.len());
-    for byte in name.bytes() {
+    for byte in name.iter().copied() {
         if byte.is_ascii_alphanumeric() || b"._-".contains(&byte) {
             encoded.push(char::from(byte));
         } else {
@@ -91,6 +116,11 @@ pub(super) fn encode(name: &str) -> String {
 
 /// The name that was encoded; None when this never was one.
 pub(super) fn decode(encoded: &str) -> Option<String> {
+    String::from_utf8(decode_bytes(encoded)?).ok()
+}
+
+/// The same for bytes.
+pub(super) fn decode_bytes(encoded: &str) -> Option<Vec<u8>> {
     let mut bytes = Vec::with_capacity(encoded.len());
     let mut rest = encoded.as_bytes();
     while let Some((first, tail)) = rest.split_first() {
@@ -103,7 +133,7 @@ pub(super) fn decode(encoded: &str) -> Option<String> {
             rest = tail;
         }
     }
-    String::from_utf8(bytes).ok()
+    Some(bytes)
 }
 
 #[cfg(test)]

@@ -40,6 +40,16 @@ local function last_stored(log, trimmed)
   if not entry then return trimmed end
   return { id = entry[1], r = field(entry, 'r'), o = field(entry, 'o') }
 end
+local function number(value)
+  return string.format('%.0f', value)
+end
+local function now_ms()
+  local now = redis.call('TIME')
+  return tonumber(now[1]) * 1000 + math.floor(tonumber(now[2]) / 1000)
+end
+local function number_after(last)
+  return math.max(tonumber(last or '0') + 1, now_ms() * 1024)
+end
 local function fence(key, term)
   local stored = redis.call('GET', key)
   return stored and string.match(stored, '^(%d+) ') == term
@@ -207,7 +217,8 @@ redis.call('XTRIM', log, 'MINID', '=', text({ bound[1], bound[2] + 1 }))
 return { r, o }
 ";
 
-fn script(body: &str) -> Script {
+/// A script that may use the library.
+pub(super) fn script(body: &str) -> Script {
     Script::new(&[LIBRARY, body].concat())
 }
 
