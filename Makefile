@@ -30,7 +30,7 @@ bench: packages ## Measure what a message and a connection cost, beside other br
 	cargo bench --locked -p penstock-loadtest --bench measure -- $(ONLY)
 
 bench-micro: ## Time the hot paths: decoder, encoder, trie, session, batcher, lane
-	cargo bench --locked -p penstock-mqtt -p penstock-gateway -p penstock-router --features penstock-gateway/bench --bench hot
+	cargo bench --locked --profile guard -p penstock-mqtt -p penstock-gateway -p penstock-router --features penstock-gateway/bench --bench hot
 
 instructions: ## Count the instructions of the hot paths and compare with .ci/instructions.txt (needs valgrind)
 	.ci/instructions

@@ -62,13 +62,14 @@ fn measure(options: &Options, kinds: &[Kind]) -> anyhow::Result<()> {
         return document(&Results::read(&kept)?);
     }
     match &options.programs {
-        Some(directory) => ours::programs_are_in(directory.canonicalize().context("--programs")?),
+        // Cargo runs this in its package; the reader is at the repository's top.
+        Some(dir) => ours::programs_are_in(root().join(dir).canonicalize().context("--programs")?),
         None => build()?,
     }
     stay_on_the_load_core()?;
     let mut results = run(options, kinds)?;
     println!("{}", report::render(&results));
-    if options.write && !options.is_whole() {
+    if options.write && !options.is_whole() && kept.exists() {
         let mut older = Results::read(&kept)?;
         older.replace(results);
         results = older;

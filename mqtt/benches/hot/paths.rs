@@ -33,8 +33,8 @@ pub fn main(paths: &[Path]) {
 
 /// Times one path.
 pub fn time(bencher: Bencher<'_, '_>, path: &Path) {
-    let mut step = (path.prepare)();
-    bencher.counter(ItemsCount::new(path.operations)).bench_local(|| step());
+    let step = (path.prepare)();
+    bencher.counter(ItemsCount::new(path.operations)).bench_local(step);
 }
 
 impl std::fmt::Display for Path {
