@@ -19,6 +19,10 @@ pub enum TopicError {
     /// Contains U+0000.
     #[error("contains U+0000 [MQTT-4.7.3-2]")]
     Nul,
+    /// Contains U+0001 to U+001F or U+007F to U+009F, for which the standard (1.5.3) lets a server close the connection:
+    /// they have no place in names that people read in logs and on terminals.
+    #[error("contains a control character")]
+    Control,
     /// A wildcard in a name, or at a wrong place in a filter.
     #[error("misplaced wildcard [MQTT-3.3.2-2, MQTT-4.7.1-2, MQTT-4.7.1-3]")]
     Wildcard,
@@ -51,10 +55,23 @@ fn validate_text(text: &[u8], max: usize) -> Result<(), TopicError> {
     if text.len() > max {
         return Err(TopicError::TooLong);
     }
+    check_text(text)
+}
+
+/// Checks a string of the standard, also an empty one [MQTT-1.5.3-1, MQTT-1.5.3-2].
+pub(crate) fn check_text(text: &[u8]) -> Result<(), TopicError> {
+    // Printable ASCII, nearly always: one pass without a branch a byte.
+    let unusual = text.iter().fold(false, |unusual, byte| unusual | !matches!(byte, b' '..=b'~'));
+    if unusual { check_unusual_text(text) } else { Ok(()) }
+}
+
+#[cold]
+fn check_unusual_text(text: &[u8]) -> Result<(), TopicError> {
     if text.contains(&0) {
         return Err(TopicError::Nul);
     }
-    std::str::from_utf8(text).map(|_| ()).map_err(|_| TopicError::NotUtf8)
+    let text = std::str::from_utf8(text).map_err(|_| TopicError::NotUtf8)?;
+    if text.chars().any(char::is_control) { Err(TopicError::Control) } else { Ok(()) }
 }
 
 /// Whether a valid filter matches a valid name. A filter that begins with a wildcard matches no name that begins with `$`
@@ -137,6 +154,12 @@ mod tests {
         assert_eq!(validate_name(b"a\0", TOPIC_MAX), Err(TopicError::Nul));
         assert_eq!(validate_name(&[0xff], TOPIC_MAX), Err(TopicError::NotUtf8));
         assert_eq!(validate_name(&[0xed, 0xa0, 0x80], TOPIC_MAX), Err(TopicError::NotUtf8));
+        for control in ["\u{1}", "a\u{1f}", "\t", "a\u{7f}b", "\u{80}", "é\u{9f}"] {
+            assert_eq!(validate_name(control.as_bytes(), TOPIC_MAX), Err(TopicError::Control), "{control:?}");
+        }
+        for good in [" ~", "\u{a0}é", "\u{feff}", "A\u{2a6d4}", "\u{ffff}"] {
+            assert_eq!(validate_name(good.as_bytes(), TOPIC_MAX), Ok(()), "{good:?}");
+        }
         assert_eq!(validate_name(&[b'a'; 1_024], TOPIC_MAX), Ok(()));
         assert_eq!(validate_filter(&[b'a'; 1_025], TOPIC_MAX), Err(TopicError::TooLong));
     }

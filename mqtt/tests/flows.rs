@@ -390,6 +390,17 @@ fn the_will_fires_on_every_end_but_disconnect_and_a_stale_state() {
 }
 
 #[test]
+fn a_will_of_qos_2_is_published_with_qos_1() {
+    let will = |connect: &mut v4::Connect| {
+        connect.last_will = Some(v4::LastWill::new("gone/1", "bye", Q::ExactlyOnce, false));
+    };
+    let mut session = open_with(SessionLimits::default(), will, 0);
+    session.close(CloseReason::PeerClosed);
+    let Some(Event::Will(will)) = session.poll_event() else { panic!("no will") };
+    assert_eq!(will.qos, QoS::AtLeastOnce);
+}
+
+#[test]
 fn the_will_of_a_client_that_was_not_admitted_does_not_fire() {
     let mut session = Session::new(Arc::default(), Arc::default(), 0);
     session.receive(&connect(with_will), 0);

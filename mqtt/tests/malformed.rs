@@ -155,7 +155,6 @@ fn connects_that_get_a_code() {
         ("3.1.3-8 empty identifier, not clean", connect(0x80, &[b"", b"u"]), R::ClientIdentifier, 2),
         ("identifier of 129 bytes", connect(USER, &[&long, b"u"]), R::ClientIdentifier, 2),
         ("clean session 0", connect(0x80, &[b"c", b"u"]), R::PersistentSession, 3),
-        ("will of QoS 2", connect(WILL | 0x10, &[b"c", b"t", b"", b"u"]), R::WillQos, 3),
         ("no user name", connect(0x02, &[b"c"]), R::NoUsername, 5),
         ("will on a reserved topic", connect(WILL, &[b"c", b"s/us", b"", b"u"]), R::WillTopic, 5),
         ("will on $", connect(WILL, &[b"c", b"$SYS/x", b"", b"u"]), R::WillTopic, 5),

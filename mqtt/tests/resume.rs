@@ -106,6 +106,8 @@ fn pushes_and_mail_share_one_window() {
     assert_eq!(written(&mut session), [(1, false), (5, false)], "the push got the place");
     session.release();
     assert_eq!(session.reserve(), [6, 7, 8]);
+    session.release();
+    assert_eq!(session.reserve(), [6, 7, 8], "an unused reservation uses no identifier up");
     session.close(CloseReason::PeerClosed);
     assert!(!session.deliver_mail(6, false, &delivery(11)));
 }

@@ -21,7 +21,7 @@ pub enum Malformed {
     /// Bytes after the last field.
     #[error("bytes after the last field")]
     Trailing,
-    /// Not UTF-8, or with U+0000.
+    /// Not UTF-8, or with U+0000 or another control character (1.5.3 lets a server refuse these).
     #[error("ill-formed string [MQTT-1.5.3-1, MQTT-1.5.3-2]")]
     Text,
     /// Packet identifier 0.
@@ -302,9 +302,7 @@ impl<'a> Body<'a> {
 
     fn text(&mut self) -> Result<&'a [u8], Malformed> {
         let text = self.data()?;
-        if text.contains(&0) || std::str::from_utf8(text).is_err() {
-            return Err(Malformed::Text);
-        }
+        topic::check_text(text).map_err(|_| Malformed::Text)?;
         Ok(text)
     }
 

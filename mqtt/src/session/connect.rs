@@ -50,9 +50,6 @@ impl Session {
     }
 
     fn will_objection(&self, will: &WillBody<'_>) -> Result<(), (ConnectCode, CloseReason)> {
-        if will.qos > 1 {
-            return Err((ConnectCode::Unavailable, CloseReason::WillQos));
-        }
         if will.topic.first() == Some(&b'$') || self.reserved.contains(will.topic) {
             return Err((ConnectCode::NotAuthorized, CloseReason::WillTopic));
         }

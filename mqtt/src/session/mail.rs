@@ -40,10 +40,16 @@ impl Session {
         &outgoing.reserved
     }
 
-    /// Gives up the reservation: the store has used none of the identifiers that are still reserved.
+    /// Gives up the reservation: the store has used none of the identifiers that are still reserved, so they are the next
+    /// ones, unless others went out after them.
     pub fn release(&mut self) {
         let Some(outgoing) = &mut self.outgoing else { return };
-        outgoing.reserved = Vec::new();
+        let reserved = std::mem::take(&mut outgoing.reserved);
+        if let (Some(first), Some(last)) = (reserved.first(), reserved.last())
+            && *last == self.last_id
+        {
+            self.last_id = first - 1;
+        }
         self.send_queued();
         self.drop_empty_outgoing();
     }

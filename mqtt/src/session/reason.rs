@@ -31,8 +31,6 @@ pub enum CloseReason {
     ClientIdentifier,
     /// Clean session 0, which is not offered here: CONNACK 3.
     PersistentSession,
-    /// A will of QoS 2, which this version does not offer: CONNACK 3.
-    WillQos,
     /// A will on a reserved topic or one that begins with `$`: CONNACK 5.
     WillTopic,
     /// No user name: CONNACK 5.
@@ -88,7 +86,6 @@ impl CloseReason {
             Self::ProtocolVersion => "protocol_version",
             Self::ClientIdentifier => "client_identifier",
             Self::PersistentSession => "persistent_session",
-            Self::WillQos => "will_qos",
             Self::WillTopic => "will_topic",
             Self::NoUsername => "no_username",
             Self::ConnectRefused(_) => "connect_refused",
