@@ -55,7 +55,7 @@ pub struct SessionFilters {
 /// Answer to `open_session`.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct OpenedSession {
-    /// There was one; otherwise it was created now.
+    /// An earlier connection made it; otherwise it was created now, or by an earlier question of this same epoch.
     pub present: bool,
     /// Its filters.
     pub filters: SessionFilters,

@@ -90,6 +90,7 @@ pub async fn a_session_is_created_resumed_and_wiped(fixture: Fixture) {
     let first = open(5).await.unwrap();
     assert!(!first.present && first.unacknowledged.is_empty() && first.filters.filters.is_empty());
     assert_eq!(first.filters.incarnation, Epoch::real(5).0);
+    assert_eq!(open(5).await.unwrap(), first, "the same question again: nothing was there before");
     let filters = [filter("a/#", 1), filter("b", 0)];
     let set = store.set_filters(&key, term, CLIENT, Epoch::real(5), &filters).await.unwrap();
     assert!(set.version > first.filters.version);

@@ -60,8 +60,9 @@ pub(super) fn number_after(last: u64, now_ms: u64) -> u64 {
 impl Session {
     /// Opens or creates it.
     pub(super) fn open(&mut self, epoch: Epoch, expires_at: u64, now_ms: u64) -> OpenedSession {
-        let present = self.incarnation != 0;
-        if !present {
+        // Made by this very connection: its question has come again.
+        let present = self.incarnation != 0 && self.incarnation != epoch.0;
+        if self.incarnation == 0 {
             self.incarnation = epoch.0;
             self.version = number_after(self.version, now_ms);
         }

@@ -17,9 +17,9 @@ pub(super) const GONE: &str = "GONE";
 const OPEN: &str = r"
 if not fence(KEYS[1], ARGV[1]) then return redis.error_reply('FENCED the term was taken') end
 local found = redis.call('HMGET', KEYS[2], 'i', 'v', 'w', 's')
-local present = 1
+-- Made by this very connection: its question has come again.
+local present = (found[1] and found[1] ~= ARGV[2]) and 1 or 0
 if not found[1] then
-  present = 0
   redis.call('DEL', KEYS[3])
   redis.call('HDEL', KEYS[2], 'w', 's', 'u')
   local version = number(number_after(found[2]))
