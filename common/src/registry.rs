@@ -22,6 +22,9 @@ use crate::{
 pub mod embedded;
 #[cfg(feature = "etcd")]
 pub mod etcd;
+mod signing_keys;
+
+pub use signing_keys::{SigningKey, SigningKeys};
 
 /// What a member is.
 #[derive(Clone, PartialEq, Eq, Debug, serde::Serialize, serde::Deserialize)]
@@ -281,6 +284,13 @@ pub trait Registry: Send + Sync + 'static {
 
     /// Removes a group.
     async fn delete_group(&self, tenant: &TenantName, name: &str) -> Result<(), RegistryError>;
+
+    /// Keys that sign tokens, as a snapshot that is swapped; None until they were read for the first time.
+    fn signing_keys(&self) -> watch::Receiver<Option<Arc<SigningKeys>>>;
+
+    /// Puts `next` in the place of `seen`. `Exists`: something else is there, and the snapshot will show it.
+    async fn replace_signing_keys(&self, seen: &SigningKeys, next: &SigningKeys)
+    -> Result<(), RegistryError>;
 
     /// Whether the registry answers now.
     fn healthy(&self) -> watch::Receiver<bool>;

@@ -53,4 +53,5 @@ promises!(
     tenants_are_created_changed_and_removed,
     groups_are_defined_activated_and_removed,
     clients_of_two_tenants_never_meet,
+    signing_keys_are_replaced_by_one_at_a_time,
 );

@@ -1,9 +1,10 @@
-//! The registry inside one process: members and owners in memory, tenants and groups in a file. It always answers, so
+//! The registry inside one process: members and owners in memory, tenants and groups in a file, signing keys in another. It always answers, so
 //! nothing is ever provisional for long and no registration is ever lost.
 //!
 //! Epochs grow over restarts as long as the wall clock does: they start at the time of the start.
 
 mod definitions_file;
+mod signing_keys_file;
 
 use std::{
     collections::{HashMap, hash_map::Entry},
@@ -17,7 +18,7 @@ use tokio::sync::{mpsc, watch};
 
 use super::{
     Claim, ClaimError, Definitions, Group, Limits, Member, MemberKind, Members, Owner, OwnershipEvent,
-    Registry, RegistryError, Tenant, TenantDefinition,
+    Registry, RegistryError, SigningKeys, Tenant, TenantDefinition,
 };
 use crate::{
     clock::Seams,
@@ -82,6 +83,7 @@ pub struct EmbeddedRegistry {
     changes: Arc<tokio::sync::Mutex<()>>,
     members: watch::Sender<Arc<Members>>,
     definitions: Arc<watch::Sender<Arc<Definitions>>>,
+    signing_keys: watch::Sender<Option<Arc<SigningKeys>>>,
     healthy: watch::Sender<bool>,
     events: mpsc::Sender<OwnershipEvent>,
     listener: Mutex<Option<mpsc::Receiver<OwnershipEvent>>>,
@@ -90,12 +92,12 @@ pub struct EmbeddedRegistry {
 impl EmbeddedRegistry {
     /// Opens it. Without a directory nothing outlives the process. The directory is made when it isn't there.
     pub fn open(dir: Option<&Path>, seams: Seams) -> Result<Arc<Self>, OpenError> {
-        let definitions = match dir {
-            None => Definitions::default(),
+        let (definitions, signing_keys) = match dir {
+            None => Default::default(),
             Some(dir) => {
                 std::fs::create_dir_all(dir)
                     .map_err(|error| OpenError::Io { path: dir.to_path_buf(), error })?;
-                definitions_file::load(dir)?
+                (definitions_file::load(dir)?, signing_keys_file::load(dir)?)
             }
         };
         let (events, listener) = mpsc::channel(EVENTS_MAX);
@@ -106,6 +108,7 @@ impl EmbeddedRegistry {
             changes: Arc::default(),
             members: watch::Sender::new(Arc::default()),
             definitions: Arc::new(watch::Sender::new(Arc::new(definitions))),
+            signing_keys: watch::Sender::new(Some(Arc::new(signing_keys))),
             healthy: watch::Sender::new(true),
             events,
             listener: Mutex::new(Some(listener)),
@@ -294,6 +297,32 @@ impl Registry for EmbeddedRegistry {
             definition.groups.remove(name).map(drop).ok_or_else(|| no_group(name))
         })
         .await
+    }
+
+    fn signing_keys(&self) -> watch::Receiver<Option<Arc<SigningKeys>>> {
+        self.signing_keys.subscribe()
+    }
+
+    async fn replace_signing_keys(
+        &self,
+        seen: &SigningKeys,
+        next: &SigningKeys,
+    ) -> Result<(), RegistryError> {
+        let one = self.changes.clone().lock_owned().await;
+        if self.signing_keys.borrow().as_deref() != Some(seen) {
+            return Err(RegistryError::Exists("another list of signing keys".to_owned()));
+        }
+        let (dir, shown, next) = (self.dir.clone(), self.signing_keys.clone(), next.clone());
+        let save = move || {
+            let _one = one;
+            if let Some(dir) = dir {
+                signing_keys_file::save(&dir, &next)?;
+            }
+            shown.send_replace(Some(Arc::new(next)));
+            io::Result::Ok(())
+        };
+        let saved = tokio::task::spawn_blocking(save).await.map_err(io::Error::other).flatten();
+        saved.map_err(|error| RegistryError::Unavailable(format!("signing keys can't be written: {error}")))
     }
 
     fn healthy(&self) -> watch::Receiver<bool> {

@@ -11,9 +11,10 @@ mod follow;
 mod keys;
 mod leases;
 mod members;
+mod signing_keys;
 
 use std::{
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, OnceLock},
     time::Duration,
 };
 
@@ -32,10 +33,11 @@ use self::{
     keys::Keys,
     leases::Leases,
     members::{MembersView, Presence},
+    signing_keys::{Shown, SigningKeysView},
 };
 use super::{
     Claim, ClaimError, Definitions, Group, Limits, Member, Members, Owner, OwnershipEvent, Registry,
-    RegistryError, Tenant,
+    RegistryError, SigningKeys, Tenant,
 };
 use crate::{
     clock::Seams,
@@ -118,6 +120,8 @@ pub struct EtcdRegistry {
     editor: Editor,
     members: watch::Receiver<Arc<Members>>,
     definitions: watch::Receiver<Arc<Definitions>>,
+    keys: Keys,
+    signing_keys: OnceLock<Shown>,
     stop: CancellationToken,
     _stop_on_drop: DropGuard,
 }
@@ -170,6 +174,8 @@ impl EtcdRegistry {
             },
             members: members.subscribe(),
             definitions: definitions.subscribe(),
+            keys: keys.clone(),
+            signing_keys: OnceLock::new(),
             connection,
             leases,
             stop: stop.clone(),
@@ -300,6 +306,23 @@ impl Registry for EtcdRegistry {
 
     async fn delete_group(&self, tenant: &TenantName, name: &str) -> Result<(), RegistryError> {
         self.editor.delete_group(tenant, name).await
+    }
+
+    fn signing_keys(&self) -> watch::Receiver<Option<Arc<SigningKeys>>> {
+        let shown = self.signing_keys.get_or_init(|| {
+            let (key, shown) = (self.keys.signing_keys(), Shown::new(None));
+            self.follow(vec![key.clone()], SigningKeysView::new(key, shown.clone()));
+            shown
+        });
+        shown.subscribe()
+    }
+
+    async fn replace_signing_keys(
+        &self,
+        seen: &SigningKeys,
+        next: &SigningKeys,
+    ) -> Result<(), RegistryError> {
+        signing_keys::replace(&self.connection, &self.keys.signing_keys(), seen, next).await
     }
 
     fn healthy(&self) -> watch::Receiver<bool> {

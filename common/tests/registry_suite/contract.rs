@@ -8,6 +8,7 @@ use penstock_common::{
     name::{ClientKey, TenantName},
     position::Term,
     registry::*,
+    secret::Secret,
 };
 use tokio::{sync::mpsc, sync::watch, time::timeout};
 
@@ -279,4 +280,26 @@ pub async fn clients_of_two_tenants_never_meet(a: Handle, b: Handle) {
     let two = b.claim(in_tenant("two"), owner(2, 0)).await.unwrap();
     assert_eq!((one.previous, two.previous), (None, None));
     assert_eq!(b.owner(&in_tenant("one")).await.unwrap(), Some((owner(1, 0), one.epoch)));
+}
+
+pub async fn signing_keys_are_replaced_by_one_at_a_time(a: Handle, b: Handle) {
+    let keys = |ids: &[&str]| {
+        let key = |id: &&str| SigningKey { id: (*id).to_owned(), secret: Secret::new("s"), created_at: 1 };
+        SigningKeys { keys: ids.iter().map(key).collect() }
+    };
+    let none = SigningKeys::default();
+    until(b.signing_keys(), "read", |shown| shown.as_deref() == Some(&none)).await;
+    let (first, second) = (keys(&["a"]), keys(&["b"]));
+    let made = tokio::join!(a.replace_signing_keys(&none, &first), b.replace_signing_keys(&none, &second));
+    let won = match &made {
+        (Ok(()), Err(RegistryError::Exists(_))) => first,
+        (Err(RegistryError::Exists(_)), Ok(())) => second,
+        both => panic!("exactly one makes the first: {both:?}"),
+    };
+    let next = SigningKeys { keys: [won.keys.clone(), keys(&["c"]).keys].concat() };
+    b.replace_signing_keys(&won, &next).await.unwrap();
+    assert!(matches!(a.replace_signing_keys(&won, &none).await, Err(RegistryError::Exists(_))));
+    for registry in [&a, &b] {
+        until(registry.signing_keys(), "the last list", |shown| shown.as_deref() == Some(&next)).await;
+    }
 }

@@ -1,13 +1,14 @@
 //! What only the embedded registry has: a file.
 
-use std::sync::Arc;
+use std::{os::unix::fs::PermissionsExt as _, sync::Arc};
 
 use penstock_common::{
     clock::Seams,
     registry::{
-        Group, GroupStart, Limits, Registry as _, Tenant,
+        Group, GroupStart, Limits, Registry as _, SigningKey, SigningKeys, Tenant,
         embedded::{EmbeddedRegistry, OpenError},
     },
+    secret::Secret,
 };
 
 use crate::contract::{Handle, client, owner, tenant};
@@ -38,12 +39,18 @@ async fn definitions_and_growing_epochs_survive_a_restart() {
     first.create_group(&tenant("acme"), &group).await.unwrap();
     let before = Arc::clone(&first.definitions().borrow());
     let claim = first.claim(client("c"), owner(1, 0)).await.unwrap();
+    let key = SigningKey { id: "k".to_owned(), secret: Secret::new("s"), created_at: 1 };
+    let keys = SigningKeys { keys: vec![key] };
+    first.replace_signing_keys(&SigningKeys::default(), &keys).await.unwrap();
     drop(first);
 
     let second = EmbeddedRegistry::open(Some(&dir), at(1_700_000_000_002)).unwrap();
     assert_eq!(*second.definitions().borrow(), before);
     let again = second.claim(client("c"), owner(2, 0)).await.unwrap();
     assert_eq!(again.previous, None, "owners end with their process");
+    assert_eq!(second.signing_keys().borrow().as_deref(), Some(&keys));
+    let mode = std::fs::metadata(dir.join("signing-keys.json")).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
     assert!(again.epoch > claim.epoch);
 }
 

@@ -14,7 +14,7 @@ use penstock_common::{
     name::{ClientKey, TenantName},
     registry::{
         Claim, ClaimError, Definitions, Group, Limits, Member, MemberKind, Members, Owner, OwnershipEvent,
-        Registry, RegistryError, Tenant, TenantDefinition,
+        Registry, RegistryError, SigningKeys, Tenant, TenantDefinition,
     },
 };
 use tokio::sync::{Notify, mpsc, watch};
@@ -206,6 +206,14 @@ impl Registry for TestRegistry {
     }
 
     async fn delete_group(&self, _: &TenantName, _: &str) -> Result<(), RegistryError> {
+        unreachable!("not a gateway's business")
+    }
+
+    fn signing_keys(&self) -> watch::Receiver<Option<Arc<SigningKeys>>> {
+        unreachable!("not a gateway's business")
+    }
+
+    async fn replace_signing_keys(&self, _: &SigningKeys, _: &SigningKeys) -> Result<(), RegistryError> {
         unreachable!("not a gateway's business")
     }
 

@@ -37,6 +37,10 @@ impl Keys {
         key
     }
 
+    pub fn signing_keys(&self) -> String {
+        format!("{}signing-keys", self.prefix)
+    }
+
     pub fn tenants(&self) -> String {
         format!("{}tenants/", self.prefix)
     }
