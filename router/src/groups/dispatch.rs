@@ -16,17 +16,19 @@ use std::{
 use penstock_common::{
     clock::UnixMillis,
     position::EntryId,
-    store::{CursorChange, GroupCursor, OpenEntry, StoredEntry},
+    store::{GroupCursor, OpenEntry, StoredEntry},
 };
 
 pub use super::chunks::HandOut;
 use super::{
     book::Book,
-    chunks::Chunks,
-    clients::{Clients, ConsumerId, Position},
-    cursor::done_in_open,
-    held::{ClientHash, Held, Place, Shape},
+    clients::{Clients, ConsumerId},
+    held::{Held, Place, Shape},
 };
+
+mod hand_out;
+mod report;
+mod settle;
 
 /// Records above done-up-to that are looked at.
 pub const LOOK_AHEAD_RECORDS: u64 = 10_000;
@@ -188,210 +190,13 @@ impl Dispatch {
         self.book.set_blocked(consumer, blocked);
     }
 
-    /// Records index .. index + count - 1 of an entry are done, whoever says so: also those that an earlier home handed out.
-    pub fn ack(&mut self, entry: EntryId, index: u32, count: u32) {
-        let Some(at) = self.find(entry) else {
-            if entry > self.read_to && self.early_ranges < EARLY_RANGES {
-                self.early.entry(entry).or_default().push((index, count));
-                self.early_ranges += 1;
-            }
-            return;
-        };
-        let Some(held) = self.held.get(at) else { return };
-        match held.shape {
-            Shape::Finished => return,
-            Shape::WholeOut(_) if index == 0 && count >= held.done.count() => {
-                self.tally.acked += u64::from(held.done.count());
-                self.finish(at);
-                self.advance();
-                return;
-            }
-            _ => {}
-        }
-        let end = index.saturating_add(count).min(held.done.count());
-        self.split_to(at);
-        for index in index..end {
-            self.record_done(at, index);
-        }
-        if self.held.get(at).is_some_and(|held| held.done.complete()) {
-            self.finish(at);
-        }
-        self.advance();
-    }
-
-    /// Records come back and wait; nothing of their clients is handed out for `delay` milliseconds.
-    pub fn nack(&mut self, entry: EntryId, index: u32, count: u32, delay: u64, now: u64) {
-        let Some(at) = self.find(entry) else { return };
-        if self.held.get(at).is_none_or(|held| matches!(held.shape, Shape::Untouched)) {
-            return;
-        }
-        self.split(at);
-        let end = index.saturating_add(count).min(self.held.get(at).map_or(0, |held| held.done.count()));
-        for index in index..end {
-            let Some(client) = self.give_back(at, index) else { continue };
-            self.tally.nacked += 1;
-            if delay > 0 {
-                self.clients.hold(client, now.saturating_add(delay));
-            }
-        }
-        self.advance();
-    }
-
-    /// Hands out what can be handed out: acknowledgements that are overdue come back first.
-    pub fn pump(&mut self, now: u64) -> Vec<HandOut> {
-        self.clients.tick(now);
-        while let Some(number) = self.book.overdue(now) {
-            self.take_back(number);
-        }
-        let (mut chunks, mut whole) = (Chunks::default(), Vec::new());
-        loop {
-            if let Some((at, client, consumer)) = self.next() {
-                self.hand_out(&mut chunks, at, client, consumer, now);
-            } else if !self.take_up(&mut whole, now) {
-                break;
-            }
-        }
-        self.advance();
-        let mut all = whole;
-        all.extend(chunks.build(|entry| self.find(entry).and_then(|at| self.held.get(at))));
-        // To each consumer in the order of the log; the chunks of an entry stay as they are.
-        all.sort_by_key(|hand_out| (hand_out.consumer, hand_out.entry));
-        all
-    }
-
     /// When [`Self::pump`] has something to do although nothing came in, milliseconds.
     pub fn deadline(&self) -> Option<u64> {
         self.book.deadline().into_iter().chain(self.clients.deadline()).min()
     }
 
-    /// What the cursor has to learn since the last call.
-    pub fn change(&mut self, group: &str) -> Option<CursorChange> {
-        if !self.changed {
-            return None;
-        }
-        self.changed = false;
-        let mut open = Vec::new();
-        for held in self.held.iter_mut().filter(|held| held.dirty) {
-            held.dirty = false;
-            open.push((held.id, held.done.to_open(&held.deliveries)));
-        }
-        Some(CursorChange::Group {
-            group: group.to_owned(),
-            done_up_to: self.done_up_to,
-            done_records: self.done_records,
-            open,
-        })
-    }
-
-    /// A change was not written: the next one says it again.
-    pub fn say_again(&mut self) {
-        self.changed = true;
-        for held in &mut self.held {
-            held.dirty = held.done.done() > 0 || !held.deliveries.is_empty();
-        }
-    }
-
-    /// Whether there is something for the cursor.
-    pub fn has_change(&self) -> bool {
-        self.changed
-    }
-
-    /// For operators.
-    pub fn standing(&self) -> Standing {
-        let held: u64 = self.held.iter().map(|held| u64::from(held.done.done())).sum();
-        let stored = GroupCursor { open: self.stored.clone(), ..GroupCursor::default() };
-        Standing {
-            done_up_to: self.done_up_to,
-            done: self.done_records + held + done_in_open(&stored),
-            open: self.book.records(),
-            consumers: u32::try_from(self.book.consumers()).unwrap_or(u32::MAX),
-            oldest: self.held.front().map(|held| held.received_at),
-        }
-    }
-
-    /// What was done with records since the last call.
-    pub fn take_tally(&mut self) -> Tally {
-        std::mem::take(&mut self.tally)
-    }
-
     fn find(&self, entry: EntryId) -> Option<usize> {
         self.held.binary_search_by(|held| held.id.cmp(&entry)).ok()
-    }
-
-    /// The oldest waiting record that some consumer may have.
-    fn next(&self) -> Option<(Position, ClientHash, ConsumerId)> {
-        let (most, _) = self.book.most_free()?;
-        let free = self.clients.next_free().map(|(at, client)| (at, client, most));
-        let with = |id| self.clients.next_with(id).map(|(at, client)| (at, client, id));
-        self.book.ready().filter_map(with).chain(free).min_by_key(|(at, ..)| *at)
-    }
-
-    fn hand_out(
-        &mut self,
-        chunks: &mut Chunks,
-        at: Position,
-        client: ClientHash,
-        consumer: ConsumerId,
-        now: u64,
-    ) {
-        let (entry, index) = at;
-        self.clients.hand_out(client, at, consumer);
-        let Some(place) = self.find(entry) else { return };
-        let Some(held) = self.held.get_mut(place) else { return };
-        match held.deliveries.contains_key(&index) {
-            true => self.tally.redelivered += 1,
-            false => self.tally.handed_out += 1,
-        }
-        let size = held.size(index);
-        let key = chunks.key(consumer, entry, size);
-        let number = match chunks.number(&key) {
-            Some(number) => number,
-            None => self.book.open(consumer, entry, now),
-        };
-        chunks.add(key, number, index, size);
-        self.book.add(number, 1);
-        if let Some(piece) = self.held.get_mut(place).and_then(|held| held.piece(index)) {
-            piece.place = Place::Out(number);
-        }
-    }
-
-    /// Makes the records of the next untouched entry available, or hands all of it out as it is. False: there is none, or
-    /// nobody has credit.
-    fn take_up(&mut self, whole: &mut Vec<HandOut>, now: u64) -> bool {
-        let Some((consumer, free)) = self.book.most_free() else { return false };
-        let at = self.first_untouched();
-        let alone = self.book.consumers() == 1 && self.clients.waiting() == 0;
-        let Some(held) = self.held.get(at) else { return false };
-        let (count, entry) = (held.done.count(), held.id);
-        if !(alone && held.fresh() && count <= free && held.bytes() <= WHOLE_BYTES) {
-            self.split(at);
-            return true;
-        }
-        let records = held.all();
-        let number = self.book.open(consumer, entry, now);
-        self.book.add(number, count);
-        self.tally.handed_out += u64::from(count);
-        if let Some(held) = self.held.get_mut(at) {
-            held.shape = Shape::WholeOut(number);
-        }
-        whole.push(HandOut { consumer, entry, records, indexes: Vec::new(), counts: Vec::new() });
-        true
-    }
-
-    fn first_untouched(&mut self) -> usize {
-        let touched = |held: &Held| !matches!(held.shape, Shape::Untouched);
-        while self.held.get(self.touched).is_some_and(touched) {
-            self.touched += 1;
-        }
-        self.touched
-    }
-
-    /// Tells the records of an entry apart, and of all before it that are untouched: its records must not overtake theirs.
-    fn split_to(&mut self, at: usize) {
-        for before in self.first_untouched()..at {
-            self.split(before);
-        }
-        self.split(at);
     }
 
     /// Tells the records of an entry apart. One that can't be read is done.
@@ -425,82 +230,6 @@ impl Dispatch {
         }
         if held.done.complete() {
             self.finish(at);
-        }
-    }
-
-    fn record_done(&mut self, at: usize, index: u32) {
-        let Some(held) = self.held.get_mut(at) else { return };
-        let entry = held.id;
-        let Some(piece) = held.piece(index) else { return };
-        let (client, place) = (piece.client, std::mem::replace(&mut piece.place, Place::Done));
-        if place == Place::Done {
-            return;
-        }
-        self.tally.acked += 1;
-        held.done.set(index);
-        held.deliveries.remove(&index);
-        held.dirty = true;
-        self.changed = true;
-        match place {
-            Place::Waiting => self.clients.remove(client, (entry, index)),
-            Place::Out(number) => {
-                self.clients.closed(client);
-                self.book.release(number, 1);
-            }
-            Place::Done => {}
-        }
-    }
-
-    /// A record that was handed out waits again. Returns its client.
-    fn give_back(&mut self, at: usize, index: u32) -> Option<ClientHash> {
-        let held = self.held.get_mut(at)?;
-        let entry = held.id;
-        let piece = held.piece(index)?;
-        let Place::Out(number) = piece.place else { return None };
-        piece.place = Place::Waiting;
-        let client = piece.client;
-        let times = held.deliveries.entry(index).or_default();
-        *times = times.saturating_add(1);
-        held.dirty = true;
-        self.changed = true;
-        self.clients.closed(client);
-        self.clients.add(client, (entry, index));
-        self.book.release(number, 1);
-        Some(client)
-    }
-
-    /// Everything that is still out under a number waits again.
-    fn take_back(&mut self, number: u64) {
-        let Some(at) = self.book.holder(number).and_then(|(_, entry)| self.find(entry)) else { return };
-        self.split(at);
-        let Some(Shape::Pieces(pieces)) = self.held.get(at).map(|held| &held.shape) else { return };
-        let out = (0u32..).zip(pieces).filter(|(_, piece)| piece.place == Place::Out(number));
-        for index in out.map(|(index, _)| index).collect::<Vec<_>>() {
-            self.give_back(at, index);
-        }
-    }
-
-    /// All of an entry is done: whatever is out or waiting of it is settled, its bytes go.
-    fn finish(&mut self, at: usize) {
-        let Some(held) = self.held.get_mut(at) else { return };
-        let number = if let Shape::WholeOut(number) = held.shape { Some(number) } else { None };
-        let count = held.done.count();
-        self.held_bytes -= held.bytes();
-        held.finish();
-        self.changed = true;
-        if let Some(number) = number {
-            self.book.release(number, count);
-        }
-    }
-
-    fn advance(&mut self) {
-        while let Some(done) = self.held.front().filter(|held| matches!(held.shape, Shape::Finished)) {
-            self.done_up_to = done.id;
-            self.done_records = done.totals.records;
-            self.held_records -= u64::from(done.done.count());
-            self.changed = true;
-            self.held.pop_front();
-            self.touched = self.touched.saturating_sub(1);
         }
     }
 }
