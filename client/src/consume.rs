@@ -52,6 +52,8 @@ pub(crate) struct Driver {
     out: mpsc::Sender<Result<Handed, ConsumeError>>,
     joined: watch::Sender<bool>,
     backoff: Backoff,
+    /// The group was joined: what has it now may be an earlier connection of this consumer, which is soon found dead.
+    had_it: bool,
     /// Since when no server answers.
     silent_since: Option<Instant>,
 }
@@ -72,8 +74,8 @@ impl Driver {
         out: mpsc::Sender<Result<Handed, ConsumeError>>,
         joined: watch::Sender<bool>,
     ) -> Self {
-        let (backoff, silent_since) = (Backoff::new(), None);
-        Self { client, begin, give_up_after, shared, out, joined, backoff, silent_since }
+        let (backoff, had_it, silent_since) = (Backoff::new(), false, None);
+        Self { client, begin, give_up_after, shared, out, joined, backoff, had_it, silent_since }
     }
 
     /// Until closed, or until something that trying again can't cure.
@@ -112,6 +114,7 @@ impl Driver {
 
     fn ended(&self, status: &Status) -> End {
         match ConsumeError::permanent(status, &self.begin.group) {
+            Some(error @ ConsumeError::Occupied(_)) if self.had_it => End::Broken(error.to_string()),
             Some(error) => End::Failed(error),
             None => End::Broken(deepest(status)),
         }
@@ -188,6 +191,7 @@ impl Driver {
         match response.kind? {
             Kind::Joined(_) => {
                 self.backoff.reset();
+                self.had_it = true;
                 self.joined.send_replace(true);
                 None
             }

@@ -81,6 +81,9 @@ pub enum ConsumeError {
     /// There is no such group, or it was deleted.
     #[error("there is no group {0:?}")]
     GroupNotFound(String),
+    /// The group is for one consumer at a time, and another one has it.
+    #[error("{0}")]
+    Occupied(String),
     /// The server refused the consumer's settings.
     #[error("{0}")]
     Invalid(String),
@@ -181,6 +184,7 @@ impl ConsumeError {
             Code::Unauthenticated => Some(Self::Unauthorized),
             Code::PermissionDenied => Some(Self::Forbidden(status.message().to_owned())),
             Code::NotFound => Some(Self::GroupNotFound(group.to_owned())),
+            Code::AlreadyExists => Some(Self::Occupied(status.message().to_owned())),
             Code::InvalidArgument | Code::Unimplemented => Some(Self::Invalid(status.message().to_owned())),
             _ => None,
         }
@@ -217,6 +221,7 @@ mod tests {
     fn a_consumer_ends_only_for_what_trying_again_cannot_cure() {
         let permanent = |code| ConsumeError::permanent(&Status::new(code, ""), "g");
         assert_eq!(permanent(Code::NotFound), Some(ConsumeError::GroupNotFound("g".into())));
+        assert_eq!(permanent(Code::AlreadyExists), Some(ConsumeError::Occupied(String::new())));
         for code in [Code::Unavailable, Code::Internal, Code::Unknown, Code::ResourceExhausted, Code::Aborted]
         {
             assert_eq!(permanent(code), None, "{code}");

@@ -64,18 +64,95 @@ pub(crate) fn from_unix_millis(ms: u64) -> SystemTime {
     UNIX_EPOCH.checked_add(Duration::from_millis(ms)).unwrap_or(UNIX_EPOCH)
 }
 
+/// How consumers share a group.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Mode {
+    /// All consumers get messages.
+    #[default]
+    Shared,
+    /// One consumer; a second one ends with [`crate::ConsumeError::Occupied`].
+    Exclusive,
+    /// One consumer gets messages, the others wait until it goes.
+    Failover,
+}
+
+impl Mode {
+    fn to_wire(self) -> wire::GroupMode {
+        match self {
+            Self::Shared => wire::GroupMode::Shared,
+            Self::Exclusive => wire::GroupMode::Exclusive,
+            Self::Failover => wire::GroupMode::Failover,
+        }
+    }
+}
+
+impl From<wire::GroupMode> for Mode {
+    fn from(mode: wire::GroupMode) -> Self {
+        match mode {
+            wire::GroupMode::Shared => Self::Shared,
+            wire::GroupMode::Exclusive => Self::Exclusive,
+            wire::GroupMode::Failover => Self::Failover,
+        }
+    }
+}
+
+impl fmt::Display for Mode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Shared => "shared",
+            Self::Exclusive => "exclusive",
+            Self::Failover => "failover",
+        })
+    }
+}
+
 /// What a group is to be.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct GroupSpec {
     name: String,
     filters: Vec<String>,
     start: Start,
+    mode: Mode,
+    unordered: bool,
+    ack_timeout: Option<Duration>,
+}
+
+/// What is to become different about a group; what is not said stays as it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct GroupChange {
+    unordered: Option<bool>,
+    ack_timeout: Option<Duration>,
+}
+
+impl GroupChange {
+    /// See [`GroupSpec::unordered`].
+    pub fn unordered(mut self, unordered: bool) -> Self {
+        self.unordered = Some(unordered);
+        self
+    }
+
+    /// See [`GroupSpec::ack_timeout`]. For consumers that begin afterwards.
+    pub fn ack_timeout(mut self, timeout: Duration) -> Self {
+        self.ack_timeout = Some(timeout);
+        self
+    }
+}
+
+fn millis(time: Duration) -> u32 {
+    u32::try_from(time.as_millis()).unwrap_or(u32::MAX).max(1)
 }
 
 impl GroupSpec {
     /// Every topic, from now on.
     pub fn new(name: impl Into<String>) -> Self {
-        Self { name: name.into(), filters: Vec::new(), start: Start::Latest }
+        Self {
+            name: name.into(),
+            filters: Vec::new(),
+            start: Start::Latest,
+            mode: Mode::Shared,
+            unordered: false,
+            ack_timeout: None,
+        }
     }
 
     /// One more MQTT filter; without any, every topic.
@@ -95,6 +172,25 @@ impl GroupSpec {
         self.start = start;
         self
     }
+
+    /// How consumers share it. Fixed at creation, like filters and start.
+    pub fn mode(mut self, mode: Mode) -> Self {
+        self.mode = mode;
+        self
+    }
+
+    /// Messages of one client may overtake each other and go to several consumers at once.
+    pub fn unordered(mut self, unordered: bool) -> Self {
+        self.unordered = unordered;
+        self
+    }
+
+    /// After this time an unacknowledged message is handed out again, unless its consumer says otherwise; one minute
+    /// unless told otherwise, at least 100 ms.
+    pub fn ack_timeout(mut self, timeout: Duration) -> Self {
+        self.ack_timeout = Some(timeout);
+        self
+    }
 }
 
 /// A group, as defined.
@@ -108,15 +204,24 @@ pub struct Group {
     pub start: Start,
     /// When it was created.
     pub created_at: SystemTime,
+    /// How consumers share it.
+    pub mode: Mode,
+    /// The order of clients is not kept.
+    pub unordered: bool,
+    /// After this time an unacknowledged message is handed out again.
+    pub ack_timeout: Duration,
 }
 
 impl Group {
     fn from_wire(group: wire::Group) -> Self {
         Self {
+            mode: group.mode().into(),
             name: group.name,
             filters: group.filters,
             start: Start::from_wire(group.start),
             created_at: from_unix_millis(group.created_at_ms),
+            unordered: group.unordered,
+            ack_timeout: Duration::from_millis(group.ack_timeout_ms.into()),
         }
     }
 }
@@ -158,13 +263,17 @@ impl GroupStatus {
 }
 
 impl Client {
-    /// Creates a group; it exists from the reply on. Creating it again with the same settings is fine; `Exists` with others.
+    /// Creates a group; it exists from the reply on. Creating it again is fine; `Exists` with another filter, start or mode.
+    /// Other options of a group that is there stay as they are.
     pub async fn create_group(&self, spec: &GroupSpec) -> Result<Group, CallError> {
         let group = wire::Group {
             name: spec.name.clone(),
             filters: spec.filters.clone(),
             start: Some(spec.start.to_wire()),
             created_at_ms: 0,
+            mode: spec.mode.to_wire().into(),
+            unordered: spec.unordered,
+            ack_timeout_ms: spec.ack_timeout.map_or(0, millis),
         };
         let request = wire::CreateGroupRequest { group: Some(group) };
         let answer = self.ask(|client, number| {
@@ -198,6 +307,19 @@ impl Client {
             consumers: partition.consumers,
         });
         Ok(GroupStatus { group: Group::from_wire(group), partitions: partitions.collect() })
+    }
+
+    /// Changes options of a group. Returns it as it is then.
+    pub async fn set_group(&self, name: &str, change: GroupChange) -> Result<Group, CallError> {
+        let answer = self.ask(|client, number| {
+            let request = wire::SetGroupRequest {
+                name: name.to_owned(),
+                unordered: change.unordered,
+                ack_timeout_ms: change.ack_timeout.map(millis),
+            };
+            async move { client.messaging(number)?.set_group(request).await }
+        });
+        answer.await.map(Group::from_wire)
     }
 
     /// Deletes a group: what it had not yet consumed may be trimmed from then on.

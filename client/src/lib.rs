@@ -43,6 +43,6 @@ pub use admin::{Admin, Cluster, Limits, LinkStatus, Member, Tenant, User};
 pub use client::{Builder, Client};
 pub use consumer::{Acker, Consumer, ConsumerBuilder};
 pub use error::{BuildError, CallError, ConsumeError, PushError};
-pub use group::{Group, GroupSpec, GroupStatus, PartitionStatus, Start};
+pub use group::{Group, GroupChange, GroupSpec, GroupStatus, Mode, PartitionStatus, Start};
 pub use message::{AuthType, Batch, Message, Position, Properties};
 pub use pusher::{Push, Pusher, Receipt, ReceiptStatus, Receiving};

@@ -87,6 +87,10 @@ impl Messaging for Fake {
         Err(Status::not_found("there is no group g"))
     }
 
+    async fn set_group(&self, _: Request<wire::SetGroupRequest>) -> Result<Response<wire::Group>, Status> {
+        Ok(Response::new(wire::Group::default()))
+    }
+
     async fn delete_group(
         &self,
         _: Request<wire::DeleteGroupRequest>,

@@ -22,8 +22,10 @@ use crate::{
 pub mod embedded;
 #[cfg(feature = "etcd")]
 pub mod etcd;
+mod group;
 mod signing_keys;
 
+pub use group::{Group, GroupChange, GroupMode, GroupOptions, GroupStart};
 pub use signing_keys::{SigningKey, SigningKeys};
 
 /// What a member is.
@@ -157,33 +159,6 @@ impl Default for Limits {
     }
 }
 
-/// Where a group begins.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum GroupStart {
-    /// After what is stored when the group is created.
-    Latest,
-    /// At the oldest retained record.
-    Earliest,
-    /// At the first record received then or later.
-    Time(UnixMillis),
-}
-
-/// A named durable reader, as defined.
-#[derive(Clone, PartialEq, Eq, Debug, serde::Serialize, serde::Deserialize)]
-pub struct Group {
-    /// Name, unique in its tenant.
-    pub name: String,
-    /// MQTT filters; empty means every topic.
-    pub filters: Vec<String>,
-    /// Where it began.
-    pub start: GroupStart,
-    /// False until its cursors are on all partitions: it exists from the reply to its creation.
-    pub active: bool,
-    /// When it was created.
-    pub created_at: UnixMillis,
-}
-
 /// A tenant, as defined.
 #[derive(Clone, PartialEq, Eq, Debug, serde::Serialize, serde::Deserialize)]
 pub struct Tenant {
@@ -281,6 +256,14 @@ pub trait Registry: Send + Sync + 'static {
 
     /// Marks a group active.
     async fn activate_group(&self, tenant: &TenantName, name: &str) -> Result<(), RegistryError>;
+
+    /// Changes options of a group. Returns it as it is then.
+    async fn set_group(
+        &self,
+        tenant: &TenantName,
+        name: &str,
+        change: GroupChange,
+    ) -> Result<Group, RegistryError>;
 
     /// Removes a group.
     async fn delete_group(&self, tenant: &TenantName, name: &str) -> Result<(), RegistryError>;

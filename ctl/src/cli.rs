@@ -62,7 +62,7 @@ pub enum Command {
     /// Add, list and delete users, and set passwords
     #[command(subcommand)]
     User(UserCommand),
-    /// Create, list, show and delete groups
+    /// Create, list, show, change and delete groups
     #[command(subcommand)]
     Group(GroupCommand),
     /// Print a group's messages as they come, and acknowledge them

@@ -1,7 +1,9 @@
 //! `penstockctl group …`, and the group that `consume` needs.
 
-use clap::Subcommand;
-use penstock_client::{CallError, Client, Group, GroupSpec, GroupStatus, Start};
+use std::time::Duration;
+
+use clap::{Args, Subcommand, ValueEnum};
+use penstock_client::{CallError, Client, Group, GroupChange, GroupSpec, GroupStatus, Mode, Start};
 use serde::Serialize;
 
 use crate::{
@@ -25,6 +27,11 @@ pub enum GroupCommand {
         /// Where it begins: latest, earliest, or a time such as 2026-11-22T18:00:00Z
         #[arg(long, value_parser = parse_start, default_value = "latest", value_name = "START")]
         start: Start,
+        /// How consumers share it
+        #[arg(long, default_value = "shared", value_name = "MODE")]
+        mode: ModeArgument,
+        #[command(flatten)]
+        options: OptionArguments,
     },
     /// List the groups of the tenant
     #[command(after_help = "Example:\n  penstockctl --user demo/app group list")]
@@ -35,6 +42,14 @@ pub enum GroupCommand {
         /// Its name
         name: String,
     },
+    /// Change options of a group
+    #[command(after_help = "Example:\n  penstockctl --user demo/app group set readings --ack-timeout 5min")]
+    Set {
+        /// Its name
+        name: String,
+        #[command(flatten)]
+        options: OptionArguments,
+    },
     /// Delete a group: what it has not consumed is no longer kept for it
     #[command(after_help = "Example:\n  penstockctl --user demo/app group delete readings")]
     Delete {
@@ -43,12 +58,66 @@ pub enum GroupCommand {
     },
 }
 
+/// What can be changed later.
+#[derive(Debug, Args)]
+pub struct OptionArguments {
+    /// Messages of one client may overtake each other and go to several consumers at once
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "true|false")]
+    unordered: Option<bool>,
+    /// After this time an unacknowledged message is handed out again, such as 30s; at first 1min
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    ack_timeout: Option<Duration>,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum ModeArgument {
+    /// All consumers get messages
+    Shared,
+    /// One consumer; a second one is refused
+    Exclusive,
+    /// One consumer gets messages, the others wait until it goes
+    Failover,
+}
+
+impl From<ModeArgument> for Mode {
+    fn from(mode: ModeArgument) -> Self {
+        match mode {
+            ModeArgument::Shared => Self::Shared,
+            ModeArgument::Exclusive => Self::Exclusive,
+            ModeArgument::Failover => Self::Failover,
+        }
+    }
+}
+
+impl OptionArguments {
+    fn of(&self, mut spec: GroupSpec) -> GroupSpec {
+        if let Some(timeout) = self.ack_timeout {
+            spec = spec.ack_timeout(timeout);
+        }
+        spec.unordered(self.unordered.unwrap_or_default())
+    }
+
+    fn change(&self) -> GroupChange {
+        let mut change = GroupChange::default();
+        if let Some(unordered) = self.unordered {
+            change = change.unordered(unordered);
+        }
+        if let Some(timeout) = self.ack_timeout {
+            change = change.ack_timeout(timeout);
+        }
+        change
+    }
+}
+
 #[derive(Serialize)]
 struct Shown {
     name: String,
     filters: Vec<String>,
     start: String,
     created_at: String,
+    mode: String,
+    unordered: bool,
+    ack_timeout_ms: u64,
     #[serde(flatten)]
     status: Option<Status>,
 }
@@ -81,6 +150,9 @@ impl Shown {
             filters: group.filters,
             start: show_start(group.start),
             created_at: show_time(group.created_at),
+            mode: group.mode.to_string(),
+            unordered: group.unordered,
+            ack_timeout_ms: millis(group.ack_timeout),
             status: None,
         }
     }
@@ -102,6 +174,7 @@ impl Shown {
     fn row(&self) -> Vec<String> {
         let filters = if self.filters.is_empty() { "#".to_owned() } else { self.filters.join(",") };
         let mut row = vec![self.name.clone(), filters, self.start.clone(), self.created_at.clone()];
+        row.push(self.mode.clone());
         if let Some(status) = &self.status {
             row.push(status.lag.to_string());
             row.push(format!("{}ms", status.oldest_ms));
@@ -111,14 +184,17 @@ impl Shown {
     }
 }
 
-const HEADER: [&str; 7] = ["NAME", "FILTERS", "START", "CREATED", "LAG", "OLDEST", "CONSUMERS"];
+const HEADER: [&str; 8] = ["NAME", "FILTERS", "START", "CREATED", "MODE", "LAG", "OLDEST", "CONSUMERS"];
 
 /// Runs one of them.
 pub async fn run(command: GroupCommand, client: &Client, output: Output) -> Result<(), Failure> {
     let shown = match command {
-        GroupCommand::Create { name, filters, start } => {
-            let spec = GroupSpec::new(name).filters(filters).start(start);
-            vec![Shown::new(client.create_group(&spec).await?)]
+        GroupCommand::Create { name, filters, start, mode, options } => {
+            let spec = GroupSpec::new(name).filters(filters).start(start).mode(mode.into());
+            vec![Shown::new(client.create_group(&options.of(spec)).await?)]
+        }
+        GroupCommand::Set { name, options } => {
+            vec![Shown::new(client.set_group(&name, options.change()).await?)]
         }
         GroupCommand::List => client.groups().await?.into_iter().map(Shown::new).collect(),
         GroupCommand::Show { name } => vec![Shown::with_status(client.group(&name).await?)],
@@ -128,7 +204,7 @@ pub async fn run(command: GroupCommand, client: &Client, output: Output) -> Resu
         }
     };
     let with_status = shown.iter().any(|group| group.status.is_some());
-    let header = if with_status { HEADER.as_slice() } else { HEADER.get(..4).unwrap_or_default() };
+    let header = if with_status { HEADER.as_slice() } else { HEADER.get(..5).unwrap_or_default() };
     output.many(&shown, header, Shown::row)
 }
 
@@ -191,6 +267,9 @@ mod tests {
             filters: filters.iter().map(|filter| (*filter).to_owned()).collect(),
             start: Start::Latest,
             created_at: SystemTime::UNIX_EPOCH,
+            mode: Mode::Shared,
+            unordered: false,
+            ack_timeout: Duration::from_secs(60),
         }
     }
 

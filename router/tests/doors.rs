@@ -27,6 +27,8 @@ const PARTITIONS: u32 = 4;
 
 #[path = "support/homes.rs"]
 mod homes;
+#[path = "doors/modes.rs"]
+mod modes;
 #[path = "support/world.rs"]
 mod world;
 
@@ -106,6 +108,7 @@ async fn a_group_is_made_once_and_deleted_with_its_cursors() {
         name: "half".into(),
         filters: vec![],
         start: penstock_common::registry::GroupStart::Earliest,
+        options: penstock_common::registry::GroupOptions::default(),
         active: false,
         created_at: 1,
     };

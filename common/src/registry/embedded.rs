@@ -17,8 +17,8 @@ use async_trait::async_trait;
 use tokio::sync::{mpsc, watch};
 
 use super::{
-    Claim, ClaimError, Definitions, Group, Limits, Member, MemberKind, Members, Owner, OwnershipEvent,
-    Registry, RegistryError, SigningKeys, Tenant, TenantDefinition,
+    Claim, ClaimError, Definitions, Group, GroupChange, Limits, Member, MemberKind, Members, Owner,
+    OwnershipEvent, Registry, RegistryError, SigningKeys, Tenant, TenantDefinition,
 };
 use crate::{
     clock::Seams,
@@ -288,6 +288,20 @@ impl Registry for EmbeddedRegistry {
             let group = definition.groups.get_mut(name).ok_or_else(|| no_group(name))?;
             Arc::make_mut(group).active = true;
             Ok(())
+        })
+        .await
+    }
+
+    async fn set_group(
+        &self,
+        tenant: &TenantName,
+        name: &str,
+        change: GroupChange,
+    ) -> Result<Group, RegistryError> {
+        self.change_tenant(tenant, |definition| {
+            let group = definition.groups.get_mut(name).ok_or_else(|| no_group(name))?;
+            Arc::make_mut(group).options.apply(change);
+            Ok(group.as_ref().clone())
         })
         .await
     }

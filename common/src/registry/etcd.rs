@@ -36,8 +36,8 @@ use self::{
     signing_keys::{Shown, SigningKeysView},
 };
 use super::{
-    Claim, ClaimError, Definitions, Group, Limits, Member, Members, Owner, OwnershipEvent, Registry,
-    RegistryError, SigningKeys, Tenant,
+    Claim, ClaimError, Definitions, Group, GroupChange, Limits, Member, Members, Owner, OwnershipEvent,
+    Registry, RegistryError, SigningKeys, Tenant,
 };
 use crate::{
     clock::Seams,
@@ -302,6 +302,15 @@ impl Registry for EtcdRegistry {
 
     async fn activate_group(&self, tenant: &TenantName, name: &str) -> Result<(), RegistryError> {
         self.editor.activate_group(tenant, name).await
+    }
+
+    async fn set_group(
+        &self,
+        tenant: &TenantName,
+        name: &str,
+        change: GroupChange,
+    ) -> Result<Group, RegistryError> {
+        self.editor.set_group(tenant, name, change).await
     }
 
     async fn delete_group(&self, tenant: &TenantName, name: &str) -> Result<(), RegistryError> {

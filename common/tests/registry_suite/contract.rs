@@ -244,6 +244,7 @@ pub async fn groups_are_defined_activated_and_removed(a: Handle, b: Handle) {
         name: "orders / \u{e4}%".to_owned(),
         filters: vec!["a/#".to_owned()],
         start: GroupStart::Time(17),
+        options: GroupOptions::default(),
         active: false,
         created_at: 3,
     };
@@ -263,6 +264,12 @@ pub async fn groups_are_defined_activated_and_removed(a: Handle, b: Handle) {
     until(b.definitions(), "the group", sees(Some(group.clone()))).await;
     b.activate_group(&name, &group.name).await.unwrap();
     until(a.definitions(), "active", sees(Some(Group { active: true, ..group.clone() }))).await;
+    let change = GroupChange { ack_timeout_ms: Some(7), ..GroupChange::default() };
+    assert!(matches!(b.set_group(&name, "other", change).await, Err(RegistryError::Missing(_))));
+    let options = GroupOptions { ack_timeout_ms: 7, ..GroupOptions::default() };
+    let changed = Group { active: true, options, ..group.clone() };
+    assert_eq!(b.set_group(&name, &group.name, change).await.unwrap(), changed);
+    until(a.definitions(), "the change", sees(Some(changed))).await;
     a.delete_group(&name, &group.name).await.unwrap();
     assert!(matches!(a.delete_group(&name, &group.name).await, Err(RegistryError::Missing(_))));
     until(b.definitions(), "no group", sees(None)).await;

@@ -5,7 +5,7 @@ use std::{os::unix::fs::PermissionsExt as _, sync::Arc};
 use penstock_common::{
     clock::Seams,
     registry::{
-        Group, GroupStart, Limits, Registry as _, SigningKey, SigningKeys, Tenant,
+        Group, GroupOptions, GroupStart, Limits, Registry as _, SigningKey, SigningKeys, Tenant,
         embedded::{EmbeddedRegistry, OpenError},
     },
     secret::Secret,
@@ -32,6 +32,7 @@ async fn definitions_and_growing_epochs_survive_a_restart() {
         name: "g".to_owned(),
         filters: vec![],
         start: GroupStart::Earliest,
+        options: GroupOptions::default(),
         active: true,
         created_at: 2,
     };

@@ -13,8 +13,8 @@ use penstock_common::{
     epoch::Epoch,
     name::{ClientKey, TenantName},
     registry::{
-        Claim, ClaimError, Definitions, Group, Limits, Member, MemberKind, Members, Owner, OwnershipEvent,
-        Registry, RegistryError, SigningKeys, Tenant, TenantDefinition,
+        Claim, ClaimError, Definitions, Group, GroupChange, Limits, Member, MemberKind, Members, Owner,
+        OwnershipEvent, Registry, RegistryError, SigningKeys, Tenant, TenantDefinition,
     },
 };
 use tokio::sync::{Notify, mpsc, watch};
@@ -202,6 +202,10 @@ impl Registry for TestRegistry {
     }
 
     async fn activate_group(&self, _: &TenantName, _: &str) -> Result<(), RegistryError> {
+        unreachable!("not a gateway's business")
+    }
+
+    async fn set_group(&self, _: &TenantName, _: &str, _: GroupChange) -> Result<Group, RegistryError> {
         unreachable!("not a gateway's business")
     }
 

@@ -6,12 +6,12 @@ use std::{sync::Arc, time::Duration};
 use futures::future::{join_all, try_join_all};
 use penstock_common::{
     name::{PartitionKey, TenantName},
-    registry::{Group, GroupStart, RegistryError, TenantDefinition},
+    registry::{Group, GroupChange, GroupMode, GroupOptions, GroupStart, RegistryError, TenantDefinition},
     store::CursorStart,
 };
 use penstock_mqtt::topic::{TOPIC_MAX, validate_filter};
 use penstock_proto::{
-    messaging::{self, GroupStatus, PartitionStatus, Start, start},
+    messaging::{self, GroupStatus, PartitionStatus, SetGroupRequest, Start, start},
     peer::PartitionGroup,
 };
 use tokio::time::timeout;
@@ -26,6 +26,8 @@ pub const NAME_MAX: usize = 128;
 pub const FILTERS_MAX: usize = 64;
 /// Most groups of a tenant.
 pub const GROUPS_MAX: usize = 1_000;
+/// Shortest ack timeout, milliseconds.
+pub const ACK_TIMEOUT_LEAST: u32 = 100;
 /// The registry's answer shows in this router's snapshot within this.
 const SHOWN: Duration = Duration::from_secs(5);
 /// A group that another router has just made shows here within this.
@@ -52,7 +54,7 @@ pub async fn create(
             let present = await_group(inside, tenant, &wanted.name, |_| true).await?;
             if !same(&present, &wanted) {
                 return Err(Status::already_exists(
-                    "the group is there with another filter or start: choose another name, or delete it first",
+                    "the group is there with another filter, start or mode: choose another name, or delete it first",
                 ));
             }
             present
@@ -75,6 +77,22 @@ pub async fn create(
         Err(error) => return Err(status::of_registry(&error)),
     }
     await_group(inside, tenant, &group.name, |group| group.active).await.map(|group| to_proto(&group))
+}
+
+/// Changes options of a group; its homes go by them as soon as they learn of it.
+pub async fn set(
+    inside: &Inside,
+    tenant: &TenantName,
+    wanted: SetGroupRequest,
+) -> Result<messaging::Group, Status> {
+    let definition = inside.tenant(tenant)?;
+    definition.groups.get(&wanted.name).filter(|group| group.active).ok_or_else(status::no_group)?;
+    let change = GroupChange {
+        unordered: wanted.unordered,
+        ack_timeout_ms: wanted.ack_timeout_ms.map(ack_timeout).transpose()?,
+    };
+    let set = inside.registry.set_group(tenant, &wanted.name, change).await;
+    set.map(|group| to_proto(&group)).map_err(|error| status::of_registry(&error))
 }
 
 /// Deletes a group: the definition first, so that nobody makes its cursors again.
@@ -124,6 +142,14 @@ pub fn to_proto(group: &Group) -> messaging::Group {
         filters: group.filters.clone(),
         start: Some(Start { at: Some(at) }),
         created_at_ms: group.created_at,
+        mode: match group.options.mode {
+            GroupMode::Shared => messaging::GroupMode::Shared,
+            GroupMode::Exclusive => messaging::GroupMode::Exclusive,
+            GroupMode::Failover => messaging::GroupMode::Failover,
+        }
+        .into(),
+        unordered: group.options.unordered,
+        ack_timeout_ms: group.options.ack_timeout_ms,
     }
 }
 
@@ -132,7 +158,28 @@ fn partitions(tenant: &TenantDefinition) -> impl Iterator<Item = PartitionKey> +
     (0..tenant.tenant.partitions).map(move |partition| PartitionKey { tenant: name.clone(), partition })
 }
 
+/// 0 means the default.
+fn ack_timeout(asked: u32) -> Result<u32, Status> {
+    match asked {
+        0 => Ok(GroupOptions::default().ack_timeout_ms),
+        ACK_TIMEOUT_LEAST.. => Ok(asked),
+        _ => Err(Status::invalid_argument(format!("ack_timeout_ms: at least {ACK_TIMEOUT_LEAST}"))),
+    }
+}
+
+fn options(wanted: &messaging::Group) -> Result<GroupOptions, Status> {
+    let mode = match messaging::GroupMode::try_from(wanted.mode) {
+        Ok(messaging::GroupMode::Shared) => GroupMode::Shared,
+        Ok(messaging::GroupMode::Exclusive) => GroupMode::Exclusive,
+        Ok(messaging::GroupMode::Failover) => GroupMode::Failover,
+        Err(_) => return Err(Status::invalid_argument("mode: not one that this version knows")),
+    };
+    let ack_timeout_ms = ack_timeout(wanted.ack_timeout_ms)?;
+    Ok(GroupOptions { mode, unordered: wanted.unordered, ack_timeout_ms })
+}
+
 fn checked(wanted: messaging::Group, now: u64) -> Result<Group, Status> {
+    let options = options(&wanted)?;
     let name = wanted.name;
     if !(1..=NAME_MAX).contains(&name.len()) || name.chars().any(char::is_control) {
         return Err(Status::invalid_argument(format!("name: 1 to {NAME_MAX} bytes of printable characters")));
@@ -152,13 +199,13 @@ fn checked(wanted: messaging::Group, now: u64) -> Result<Group, Status> {
         Some(start::At::Earliest(_)) => GroupStart::Earliest,
         Some(start::At::TimeMs(time)) => GroupStart::Time(time),
     };
-    Ok(Group { name, filters, start, active: false, created_at: now })
+    Ok(Group { name, filters, start, options, active: false, created_at: now })
 }
 
 fn same(present: &Group, wanted: &Group) -> bool {
     let mut filters = present.filters.clone();
     filters.sort_unstable();
-    filters == wanted.filters && present.start == wanted.start
+    filters == wanted.filters && present.start == wanted.start && present.options.mode == wanted.options.mode
 }
 
 /// The group as this router's snapshot shows it, as soon as it is so.

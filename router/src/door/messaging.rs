@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, pin::Pin, sync::Arc};
 use penstock_proto::messaging::{
     Batch, Begin, ConsumeRequest, ConsumeResponse, CreateGroupRequest, DeleteGroupRequest,
     DeleteGroupResponse, Group, GroupStatus, Joined, ListGroupsRequest, ListGroupsResponse, PushReceipt,
-    PushRequest, ShowGroupRequest, consume_request, consume_response,
+    PushRequest, SetGroupRequest, ShowGroupRequest, consume_request, consume_response,
     messaging_server::{Messaging, MessagingServer},
 };
 use tokio::{
@@ -28,9 +28,6 @@ use crate::{
 /// Credit of a consumer: unless it says so, and at most.
 const CREDIT: u32 = 1_000;
 const CREDIT_MOST: u32 = 100_000;
-/// Ack timeout unless the consumer says so, and at least, milliseconds.
-const ACK_TIMEOUT: u32 = 60_000;
-const ACK_TIMEOUT_LEAST: u32 = 100;
 /// Longest name of a consumer, bytes.
 const CONSUMER_MAX: usize = 128;
 /// Responses that wait for the network.
@@ -84,6 +81,11 @@ impl Messaging for MessagingService {
         groups::show(&self.inside, &caller.tenant, &request.into_inner().name).await.map(Response::new)
     }
 
+    async fn set_group(&self, request: Request<SetGroupRequest>) -> Result<Response<Group>, Status> {
+        let caller = self.auth.messaging(&request).await?;
+        groups::set(&self.inside, &caller.tenant, request.into_inner()).await.map(Response::new)
+    }
+
     async fn delete_group(
         &self,
         request: Request<DeleteGroupRequest>,
@@ -126,15 +128,19 @@ async fn begin_consumer(inside: &Inside, caller: &Caller, begin: &Begin) -> Resu
         return Err(Status::invalid_argument(format!("consumer: longer than {CONSUMER_MAX} bytes")));
     }
     let tenant = inside.tenant(&caller.tenant)?;
-    groups::await_active(inside, &caller.tenant, &begin.group).await?;
-    let ack_timeout = if begin.ack_timeout_ms == 0 { ACK_TIMEOUT } else { begin.ack_timeout_ms };
+    let group = groups::await_active(inside, &caller.tenant, &begin.group).await?;
+    let ack_timeout = match begin.ack_timeout_ms {
+        0 => group.options.ack_timeout_ms,
+        own => own,
+    };
     Ok(Consumer {
         tenant: caller.tenant.clone(),
         partitions: tenant.tenant.partitions,
         group: begin.group.clone(),
+        mode: group.options.mode,
         consumer: inside.seams.number(),
         credit: credit_of(begin.credit),
-        ack_timeout_ms: ack_timeout.max(ACK_TIMEOUT_LEAST),
+        ack_timeout_ms: ack_timeout.max(groups::ACK_TIMEOUT_LEAST),
     })
 }
 
@@ -154,7 +160,8 @@ struct Consuming {
     hands: Hands,
     /// Beyond the credit: waits, and with it everything behind it.
     held: Option<Batch>,
-    ready: Option<ConsumeResponse>,
+    /// The next response; an error is the last one.
+    ready: Option<Result<ConsumeResponse, Status>>,
 }
 
 impl Consuming {
@@ -190,7 +197,11 @@ impl Consuming {
             tokio::select! {
                 permit = responses.reserve(), if self.ready.is_some() => {
                     let (Ok(permit), Some(response)) = (permit, self.ready.take()) else { return };
-                    permit.send(Ok(response));
+                    let last = response.is_err();
+                    permit.send(response);
+                    if last {
+                        return;
+                    }
                 }
                 event = self.partitions.next(), if self.ready.is_none() && self.held.is_none() => match event {
                     Some(event) => self.event(event),
@@ -232,6 +243,7 @@ impl Consuming {
             }
             Event::Left(partition) => drop(self.joined.remove(&partition)),
             Event::Batch(batch) => self.held = Some(batch),
+            Event::Occupied(status) => self.ready = Some(Err(status)),
         }
     }
 
@@ -244,7 +256,7 @@ impl Consuming {
     }
 
     fn respond(&mut self, kind: consume_response::Kind) {
-        self.ready = Some(ConsumeResponse { kind: Some(kind) });
+        self.ready = Some(Ok(ConsumeResponse { kind: Some(kind) }));
     }
 
     async fn request(&mut self, request: ConsumeRequest) {

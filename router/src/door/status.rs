@@ -66,6 +66,7 @@ pub fn of_join(fault: &JoinError) -> Status {
     match fault {
         JoinError::NotHome => not_home(None),
         JoinError::NoGroup => no_group(),
+        JoinError::Occupied => Status::already_exists(fault.to_string()),
         JoinError::Store(fault) => of_store(fault),
     }
 }
@@ -75,6 +76,7 @@ pub fn of_ended(ended: Ended) -> Status {
     match ended {
         Ended::Lost => not_home(None),
         Ended::Deleted => no_group(),
+        Ended::Replaced => Status::aborted(ended.to_string()),
         Ended::Stopped => Status::unavailable(ended.to_string()),
     }
 }

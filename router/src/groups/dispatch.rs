@@ -3,7 +3,7 @@
 //!
 //! Invariants:
 //! * Records of a client are handed out in the order of the log (redeliveries aside), and while some are open, all go to
-//!   the consumer that holds them.
+//!   the consumer that holds them; unless the group is unordered.
 //! * Every record above done-up-to is waiting, handed out under one number, or done.
 //! * Bounded: at most [`LOOK_AHEAD_RECORDS`] records and [`LOOK_AHEAD_BYTES`] of entries above done-up-to, plus one entry.
 
@@ -71,10 +71,18 @@ pub struct Tally {
     pub unreadable: u64,
 }
 
+/// How records are handed out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Rules {
+    /// Each record stands alone: the order of clients is not kept.
+    pub unordered: bool,
+}
+
 /// See the module.
 #[derive(Debug)]
 pub struct Dispatch {
     filters: Vec<Vec<u8>>,
+    rules: Rules,
     hasher: hashbrown::DefaultHashBuilder,
     held: VecDeque<Held>,
     held_records: u64,
@@ -99,6 +107,7 @@ impl Dispatch {
     pub fn new(filters: Vec<Vec<u8>>, cursor: GroupCursor) -> Self {
         Self {
             filters,
+            rules: Rules::default(),
             hasher: hashbrown::DefaultHashBuilder::default(),
             held: VecDeque::new(),
             held_records: 0,
@@ -115,6 +124,11 @@ impl Dispatch {
             changed: false,
             tally: Tally::default(),
         }
+    }
+
+    /// Sets the rules; entries that are told apart already stay as they are.
+    pub fn set_rules(&mut self, rules: Rules) {
+        self.rules = rules;
     }
 
     /// Entries above this are to be offered next.
@@ -205,8 +219,13 @@ impl Dispatch {
         if matches!(held.shape, Shape::Pieces(_) | Shape::Finished) {
             return;
         }
-        let hasher = &self.hasher;
-        match held.split(&self.filters, |client| hasher.hash_one(client)) {
+        let (hasher, entry, unordered) = (&self.hasher, held.id, self.rules.unordered);
+        let hash = |index, client: &[u8]| match unordered {
+            // Every record is a client of its own.
+            true => hasher.hash_one((entry, index)),
+            false => hasher.hash_one(client),
+        };
+        match held.split(&self.filters, hash) {
             Ok(filtered) => self.tally.filtered += filtered,
             Err(_) => {
                 self.tally.unreadable += u64::from(held.done.count() - held.done.done());
@@ -215,7 +234,6 @@ impl Dispatch {
             }
         }
         self.changed |= held.dirty;
-        let entry = held.id;
         if let Shape::Pieces(pieces) = &held.shape {
             for (index, piece) in (0u32..).zip(pieces) {
                 match piece.place {

@@ -101,7 +101,7 @@ impl Held {
 
     /// Tells its records apart. Records that no filter matches are done: returns how
     /// many. The clients come in the order of the records.
-    pub fn split(&mut self, filters: &[Vec<u8>], hash: impl Fn(&[u8]) -> u64) -> Result<u64, Malformed> {
+    pub fn split(&mut self, filters: &[Vec<u8>], hash: impl Fn(u32, &[u8]) -> u64) -> Result<u64, Malformed> {
         let out = match &self.shape {
             Shape::Untouched => None,
             Shape::WholeOut(number) => Some(*number),
@@ -109,12 +109,12 @@ impl Held {
         };
         let mut pieces = Vec::with_capacity(self.done.count() as usize);
         let mut wanted = Vec::with_capacity(pieces.capacity());
-        for frame in batch::frames(&self.records) {
+        for (index, frame) in (0u32..).zip(batch::frames(&self.records)) {
             let frame = frame?;
             let head = batch::head(frame.body)?;
             let place = out.map_or(Place::Waiting, Place::Out);
             wanted.push(filters.is_empty() || matches_any(filters, head.topic));
-            pieces.push(Piece { client: hash(head.client), place, range: frame.range });
+            pieces.push(Piece { client: hash(index, head.client), place, range: frame.range });
         }
         if pieces.len() != self.done.count() as usize {
             return Err(Malformed);

@@ -8,24 +8,24 @@ use std::{collections::VecDeque, future::Future, pin::Pin, sync::Arc, time::Dura
 
 use hashbrown::HashMap;
 use penstock_common::{
-    registry::Group,
+    registry::{Group, GroupMode},
     store::{CommitError, GroupCursor, StoreError, StoredEntry},
 };
 use penstock_proto::messaging::Batch;
 use tokio::{
-    sync::{Notify, mpsc},
+    sync::{Notify, mpsc, oneshot},
     time::{Instant, sleep_until},
 };
 use tracing::{debug, error, warn};
 
 use super::{
     clients::ConsumerId,
-    dispatch::{Dispatch, HandOut},
+    dispatch::{Dispatch, HandOut, Rules},
     home::PartitionHome,
     serve::{Failed, Serving},
-    served::{Command, Ended, Say, Sending, Served, entry_of},
+    served::{Command, Ended, Joining, Occupied, Say, Sending, Served, entry_of},
 };
-use crate::pace::Backoff;
+use crate::{consume::FIRST, pace::Backoff};
 
 #[cfg(test)]
 mod tests;
@@ -123,6 +123,7 @@ impl Run {
             Ok(cursor) => {
                 let filters = self.group.filters.iter().map(|filter| filter.clone().into_bytes());
                 self.dispatch = Dispatch::new(filters.collect(), cursor);
+                self.dispatch.set_rules(rules(&self.group));
                 self.serve().await;
             }
             Err(error) => {
@@ -192,9 +193,13 @@ impl Run {
         self.dispatch.deadline().map(|at| self.born + Duration::from_millis(at))
     }
 
-    fn defined(&self) -> bool {
+    /// Whether it is still the same group; takes over what was set meanwhile.
+    fn defined(&mut self) -> bool {
         let now = self.serving.group(self.home.key(), &self.group.name);
-        now.is_some_and(|group| group.created_at == self.group.created_at)
+        let Some(group) = now.filter(|group| group.created_at == self.group.created_at) else { return false };
+        self.dispatch.set_rules(rules(&group));
+        self.group = group;
+        true
     }
 
     /// Hands out, reads and writes as far as that is possible now.
@@ -254,14 +259,7 @@ impl Run {
 
     fn obey(&mut self, command: Command) {
         match command {
-            Command::Join { joining, reply } => {
-                let Some(commands) = self.commands.upgrade() else { return };
-                let (served, sending) = Served::new(joining.consumer, commands, &self.wake);
-                if reply.send(served).is_ok() {
-                    self.dispatch.join(joining.consumer, joining.credit, joining.ack_timeout_ms);
-                    self.consumers.insert(joining.consumer, Consumer { sending, waiting: VecDeque::new() });
-                }
-            }
+            Command::Join { joining, reply } => self.join(joining, reply),
             Command::Say { consumer, say: Say::Credit(credit) } => self.dispatch.set_credit(consumer, credit),
             Command::Say { say: Say::Acks(acks), .. } => {
                 for range in &acks.ranges {
@@ -279,6 +277,30 @@ impl Run {
                 self.count();
                 let _ = reply.send(self.dispatch.standing());
             }
+        }
+    }
+
+    fn join(&mut self, joining: Joining, reply: oneshot::Sender<Result<Served, Occupied>>) {
+        let Some(commands) = self.commands.upgrade() else { return };
+        self.drop_gone();
+        let mut others = self.consumers.keys().copied().filter(|id| *id != joining.consumer);
+        if self.group.options.mode != GroupMode::Shared
+            && let Some(other) = others.next()
+        {
+            if self.home.key().partition == FIRST {
+                // The answer to one that has given up is nobody's.
+                let _ = reply.send(Err(Occupied));
+                return;
+            }
+            if let Some(replaced) = self.consumers.remove(&other) {
+                let _ = replaced.sending.ended.set(Ended::Replaced);
+            }
+            self.dispatch.leave(other);
+        }
+        let (served, sending) = Served::new(joining.consumer, commands, &self.wake);
+        if reply.send(Ok(served)).is_ok() {
+            self.dispatch.join(joining.consumer, joining.credit, joining.ack_timeout_ms);
+            self.consumers.insert(joining.consumer, Consumer { sending, waiting: VecDeque::new() });
         }
     }
 
@@ -370,6 +392,10 @@ async fn ready<T>(slot: &mut Option<Pin<Box<dyn Future<Output = T> + Send>>>) ->
         }
         None => std::future::pending().await,
     }
+}
+
+fn rules(group: &Group) -> Rules {
+    Rules { unordered: group.options.unordered }
 }
 
 fn batch(partition: u32, hand_out: HandOut) -> Batch {

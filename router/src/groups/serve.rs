@@ -21,7 +21,7 @@ use super::{
     home::PartitionHome,
     metrics::GroupRecords,
     run::Run,
-    served::{Command, Joining, Served},
+    served::{Command, Joining, Occupied, Served},
 };
 
 /// Commands that wait for one task.
@@ -65,6 +65,9 @@ pub enum JoinError {
     /// There is no such group, or it is not active yet.
     #[error("there is no group of this name: create it first")]
     NoGroup,
+    /// The group is for one consumer at a time, and has one.
+    #[error("the group is for one consumer at a time and has one: close that first")]
+    Occupied,
     /// The cursor can't be read: try again.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -108,7 +111,7 @@ impl Serving {
             if commands.send(Command::Join { joining, reply }).await.is_ok()
                 && let Ok(served) = served.await
             {
-                return Ok(served);
+                return served.map_err(|Occupied| JoinError::Occupied);
             }
             if let Some(error) = failed.get() {
                 return Err(JoinError::Store(error.clone()));

@@ -21,6 +21,9 @@ pub enum Ended {
     /// The group was deleted.
     #[error("the group was deleted")]
     Deleted,
+    /// Another consumer has the group, which is for one at a time.
+    #[error("another consumer has taken the group")]
+    Replaced,
     /// The router stops.
     #[error("the router stops: join again")]
     Stopped,
@@ -49,10 +52,13 @@ pub struct Joining {
 }
 
 pub(super) enum Command {
-    Join { joining: Joining, reply: oneshot::Sender<Served> },
+    Join { joining: Joining, reply: oneshot::Sender<Result<Served, Occupied>> },
     Say { consumer: ConsumerId, say: Say },
     Standing(oneshot::Sender<Standing>),
 }
+
+/// The group is for one consumer at a time, and has one.
+pub(super) struct Occupied;
 
 /// The task's end of a consumer.
 pub(super) struct Sending {

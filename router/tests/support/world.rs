@@ -208,12 +208,11 @@ impl Cluster {
     }
 
     pub async fn create_group(&self, router: usize, name: &str, filters: &[&str]) -> Result<Group, Status> {
-        let group = Group {
-            name: name.into(),
-            filters: filters.iter().map(|f| (*f).to_owned()).collect(),
-            start: Some(Start { at: Some(start::At::Earliest(true)) }),
-            ..Group::default()
-        };
+        let filters = filters.iter().map(|f| (*f).to_owned()).collect();
+        self.create(router, Group { filters, ..group(name) }).await
+    }
+
+    pub async fn create(&self, router: usize, group: Group) -> Result<Group, Status> {
         let request = self.request(APP, CreateGroupRequest { group: Some(group) });
         self.messaging(router).await.create_group(request).await.map(tonic::Response::into_inner)
     }
@@ -225,17 +224,22 @@ impl Cluster {
         credit: u32,
         ack_timeout_ms: u32,
     ) -> TestConsumer {
-        let (requests, stream) = mpsc::channel(64);
-        let begin = Begin { group: group.into(), consumer: "test".into(), credit, ack_timeout_ms };
-        requests.send(say(consume_request::Kind::Begin(begin))).await.unwrap();
-        let request = self.request(APP, ReceiverStream::new(stream));
-        let responses = self.messaging(router).await.consume(request).await.unwrap().into_inner();
-        let mut consumer = TestConsumer { requests, responses, joined: 0, early: VecDeque::new() };
+        let mut consumer = self.begin(router, group, credit, ack_timeout_ms).await;
         // Partitions that are joined hand out at once.
         while let Item::Batch(batch) = consumer.receive().await.expect("the stream ended") {
             consumer.early.push_back(batch);
         }
         consumer
+    }
+
+    /// A consumer that may have to wait before it is joined.
+    pub async fn begin(&self, router: usize, group: &str, credit: u32, ack_timeout_ms: u32) -> TestConsumer {
+        let (requests, stream) = mpsc::channel(64);
+        let begin = Begin { group: group.into(), consumer: "test".into(), credit, ack_timeout_ms };
+        requests.send(say(consume_request::Kind::Begin(begin))).await.unwrap();
+        let request = self.request(APP, ReceiverStream::new(stream));
+        let responses = self.messaging(router).await.consume(request).await.unwrap().into_inner();
+        TestConsumer { requests, responses, joined: 0, early: VecDeque::new() }
     }
 
     pub async fn lag(&self, router: usize, group: &str) -> u64 {
@@ -244,6 +248,12 @@ impl Cluster {
         assert_eq!(status.partitions.len(), PARTITIONS as usize);
         status.partitions.iter().map(|partition| partition.lag_records).sum()
     }
+}
+
+/// From the earliest record on.
+pub fn group(name: &str) -> Group {
+    let start = Some(Start { at: Some(start::At::Earliest(true)) });
+    Group { name: name.into(), start, ..Group::default() }
 }
 
 pub async fn bind() -> TcpListener {

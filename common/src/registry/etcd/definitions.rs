@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     name::TenantName,
-    registry::{Definitions, Group, Limits, RegistryError, Tenant, TenantDefinition},
+    registry::{Definitions, Group, GroupChange, Limits, RegistryError, Tenant, TenantDefinition},
 };
 
 /// How long a change waits for the own snapshot to show it.
@@ -208,6 +208,16 @@ impl Editor {
         let key = self.keys.group(tenant, name);
         let activate = |group: &mut Group| group.active = true;
         self.change(&key, &format!("group {name}"), activate).await.map(drop)
+    }
+
+    pub async fn set_group(
+        &self,
+        tenant: &TenantName,
+        name: &str,
+        change: GroupChange,
+    ) -> Result<Group, RegistryError> {
+        let apply = |group: &mut Group| group.options.apply(change);
+        self.change(&self.keys.group(tenant, name), &format!("group {name}"), apply).await
     }
 
     pub async fn delete_group(&self, tenant: &TenantName, name: &str) -> Result<(), RegistryError> {

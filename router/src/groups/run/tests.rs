@@ -12,7 +12,7 @@ use penstock_common::{
     clock::Seams,
     name::{PartitionKey, TenantName},
     position::{EntryId, Term},
-    registry::{Definitions, GroupStart, Limits, Tenant, TenantDefinition},
+    registry::{Definitions, GroupOptions, GroupStart, Limits, Tenant, TenantDefinition},
     store::{CursorChange, Cursors, Durability, Entry, Totals, embedded::EmbeddedStore},
 };
 use tokio::sync::watch;
@@ -67,7 +67,8 @@ impl PartitionHome for Slow {
 
 fn definitions(tenant: &TenantName) -> Definitions {
     let (name, start) = ("g".to_owned(), GroupStart::Earliest);
-    let group = Group { name: name.clone(), filters: vec![], start, active: true, created_at: 1 };
+    let options = GroupOptions::default();
+    let group = Group { name: name.clone(), filters: vec![], start, options, active: true, created_at: 1 };
     let settings = Tenant { partitions: 1, limits: Limits::default(), users_version: 0, created_at: 1 };
     let groups = [(name, Arc::new(group))].into();
     let tenant = TenantDefinition { name: tenant.clone(), tenant: settings, groups };
