@@ -1,7 +1,10 @@
-//! Administration of tenants and users: for `system/admin`, and for a tenant's own tenant-admin as far as that goes.
+//! Administration of tenants, users and clients: for `system/admin`, and for a tenant's own tenant-admin as far as that goes.
 
 use penstock_proto::admin as wire;
-pub use penstock_proto::admin::{ClusterResponse as Cluster, Limits, LinkStatus, Member, Tenant, User};
+pub use penstock_proto::admin::{
+    ClientConnection, ClientEnd, ClientFilter, ClientSession, ClientStatus, ClientSummary,
+    ClusterResponse as Cluster, Limits, LinkStatus, ListClientsResponse as ClientPage, Member, Tenant, User,
+};
 
 use crate::{client::Client, error::CallError};
 
@@ -97,6 +100,32 @@ impl Admin {
     pub async fn delete_user(&self, tenant: &str, name: &str) -> Result<(), CallError> {
         let request = wire::DeleteUserRequest { tenant: tenant.to_owned(), name: name.to_owned() };
         call!(self.delete_user(request)).await.map(|_| ())
+    }
+
+    /// A page of a tenant's clients that are connected or have a session, in the order of their identifiers: the first
+    /// `limit` (0: 1,000; at most 4,000) after one (empty: from the beginning) whose identifiers begin with `prefix`.
+    pub async fn clients(
+        &self,
+        tenant: &str,
+        prefix: &str,
+        after: &str,
+        limit: u32,
+    ) -> Result<ClientPage, CallError> {
+        let (tenant, prefix, after) = (tenant.to_owned(), prefix.to_owned(), after.to_owned());
+        call!(self.list_clients(wire::ListClientsRequest { tenant, after, limit, prefix })).await
+    }
+
+    /// One client, connected or not. It is no error when nothing is known of it.
+    pub async fn client_status(&self, tenant: &str, client: &str) -> Result<ClientStatus, CallError> {
+        let request = wire::ShowClientRequest { tenant: tenant.to_owned(), client: client.to_owned() };
+        call!(self.show_client(request)).await
+    }
+
+    /// Closes a client's connection, wherever it is; [`CallError::NotFound`] when it is not connected. Returns what it
+    /// was like.
+    pub async fn disconnect(&self, tenant: &str, client: &str) -> Result<ClientStatus, CallError> {
+        let request = wire::DisconnectClientRequest { tenant: tenant.to_owned(), client: client.to_owned() };
+        call!(self.disconnect_client(request)).await
     }
 
     /// Gateways, routers, and the links of the router that answers.

@@ -39,7 +39,10 @@ mod group;
 mod message;
 mod pusher;
 
-pub use admin::{Admin, Cluster, Limits, LinkStatus, Member, Tenant, User};
+pub use admin::{
+    Admin, ClientConnection, ClientEnd, ClientFilter, ClientPage, ClientSession, ClientStatus, ClientSummary,
+    Cluster, Limits, LinkStatus, Member, Tenant, User,
+};
 pub use client::{Builder, Client};
 pub use consumer::{Acker, Consumer, ConsumerBuilder};
 pub use error::{BuildError, CallError, ConsumeError, PushError};

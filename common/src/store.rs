@@ -31,7 +31,8 @@ mod sessions;
 pub use durability::{BadDurability, Durability};
 pub use sessions::{
     Appended, FilterChanges, FilterTable, Mail, MailLimits, MailStep, NewMail, OpenedSession,
-    SOURCES_KEPT_MS, SessionError, SessionFilter, SessionFilters, SessionStore, SteppedMail, mail_time,
+    SOURCES_KEPT_MS, SessionError, SessionFilter, SessionFilters, SessionState, SessionStore, SteppedMail,
+    mail_time,
 };
 
 /// Numbers first .. first + count - 1 that a producer gave to records of one partition.

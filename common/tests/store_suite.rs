@@ -68,6 +68,7 @@ on_both! {
         mail_that_is_too_old_is_dropped_when_its_turn_comes,
         other_connections_and_older_terms_are_refused,
         a_session_expires_with_its_mail,
+        the_state_of_a_session_is_shown,
         sessions_survive_a_restart,
         the_table_of_filters_is_followed_by_its_changes,
         a_reader_that_is_too_far_behind_loads_the_table;

@@ -6,6 +6,7 @@ use clap::{Args, Parser, Subcommand};
 use penstock_client::Start;
 
 use crate::{
+    client::ClientCommand,
     group::GroupCommand,
     quantity::{parse_bytes, parse_start},
     tenant::TenantCommand,
@@ -65,6 +66,9 @@ pub enum Command {
     /// Create, list, show, change and delete groups
     #[command(subcommand)]
     Group(GroupCommand),
+    /// List, show and disconnect the clients of a tenant
+    #[command(subcommand)]
+    Client(ClientCommand),
     /// Print a group's messages as they come, and acknowledge them
     #[command(after_help = CONSUME_EXAMPLES)]
     Consume(ConsumeArguments),

@@ -2,6 +2,7 @@
 //! Exit codes: 0 fine, 1 failed, 2 wrong usage.
 
 mod cli;
+mod client;
 mod cluster;
 mod consume;
 mod credentials;
@@ -47,6 +48,7 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Tenant(command) => tenant::run(command, &client()?.admin(), output).await,
         Command::User(command) => user::run(command, &client()?.admin(), output).await,
         Command::Group(command) => group::run(command, &client()?, output).await,
+        Command::Client(command) => client::run(command, &client()?.admin(), output).await,
         Command::Consume(arguments) => consume::run(arguments, &client()?, output).await,
         Command::Push(arguments) => push::run(arguments, &client()?, output).await,
         Command::Cluster => cluster::run(&client()?.admin(), output).await,

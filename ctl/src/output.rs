@@ -27,7 +27,7 @@ impl Output {
         print(&line)
     }
 
-    /// Rows under a header.
+    /// Rows under a header, or, with an empty one, that go on.
     pub fn many<T: Serialize>(
         self,
         values: &[T],
@@ -37,8 +37,9 @@ impl Output {
         if self.json {
             return values.iter().try_for_each(|value| print(&encode(value)?));
         }
-        let header = header.iter().map(|name| (*name).to_owned()).collect();
-        let rows: Vec<Vec<String>> = std::iter::once(header).chain(values.iter().map(row)).collect();
+        let header: Vec<String> = header.iter().map(|name| (*name).to_owned()).collect();
+        let header = Some(header).filter(|header| !header.is_empty());
+        let rows: Vec<Vec<String>> = header.into_iter().chain(values.iter().map(row)).collect();
         columns(&rows).iter().try_for_each(|line| print(line))
     }
 

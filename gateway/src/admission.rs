@@ -183,6 +183,7 @@ impl Shard {
             attached: Epoch::NONE,
             packet_bytes: definition.limits.packet_bytes,
             clean: admission.clean,
+            since: 0,
             _seat: seat,
         };
         self.connections.identify(key, identity);
@@ -252,10 +253,13 @@ impl Shard {
 
     /// CONNACK 0.
     pub(crate) fn accept_session(&mut self, key: ConnectionKey, session_present: bool) {
-        let now = self.now;
+        let (now, wall) = (self.now, self.wall);
         let Some(connection) = self.connections.get_mut(key) else { return };
         connection.admission = None;
         connection.admitted = true;
+        if let Some(identity) = connection.identity.as_deref_mut() {
+            identity.since = wall;
+        }
         let kind = connection.transport.kind();
         connection.session.admit(Answer::Accepted { session_present }, now);
         self.admissions -= 1;

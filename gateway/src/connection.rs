@@ -249,6 +249,7 @@ impl Shard {
         }
         self.not_opened(key, reason);
         self.log_end(key, reason);
+        self.note_end(key, reason);
         self.unsubscribe_all(key);
         self.pushes_lost(key);
         self.leave_mailbox(key, reason);

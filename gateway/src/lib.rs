@@ -17,6 +17,7 @@ mod connection;
 mod credentials;
 mod deliver;
 mod drain;
+mod inspect;
 mod interest;
 mod kicks;
 mod link;

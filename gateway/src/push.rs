@@ -55,13 +55,7 @@ impl Shard {
     }
 
     fn push_one(&mut self, link: LinkKey, tenant: &TenantName, push: &link::Push) {
-        let owned = self.connections.of_client(tenant, &push.client);
-        // While a renewed epoch is not told, the home knows the older one.
-        let meant = |key: ConnectionKey| {
-            let identity = self.connections.identity(key);
-            identity.is_some_and(|it| [it.epoch, it.attached].contains(&Epoch(push.epoch)))
-        };
-        let Some((key, _)) = owned.into_iter().find(|(key, _)| meant(*key)) else {
+        let Some(key) = self.connections.owned(tenant, &push.client, Epoch(push.epoch)) else {
             self.shared.metrics.stale_epochs.inc();
             return self.push_result(link, push.id, PushStatus::NotConnected, 0, "");
         };

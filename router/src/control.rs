@@ -41,6 +41,7 @@ pub fn handle(
         up::Kind::Interest(interest) => apply_interest(homes, link, interest),
         up::Kind::Kick(kick) => pass_kick(homes, link, kick),
         up::Kind::Kicked(kicked) => link.kicked(kicked.id),
+        up::Kind::Inspected(answer) => link.inspected(answer),
         up::Kind::Synced(synced) => link.synced.store(synced.view, Ordering::Release),
         up::Kind::Authenticate(ask) => authenticate(authenticator, link, ask),
         up::Kind::CloseLane(close) => in_lane(link, close.lane, up::Kind::CloseLane(close)),
@@ -83,7 +84,10 @@ fn lane_message(home: &Arc<Home>, link: &Arc<Link>, kind: up::Kind) {
                 link.tell(down::Kind::Attached(confirm));
             });
         }
-        up::Kind::Detach(detach) => home.detach(&detach.owners),
+        up::Kind::Detach(detach) => {
+            home.detach(&detach.owners);
+            home.ended(link, detach.ended);
+        }
         up::Kind::ClaimProvisional(claim) => {
             let (epoch, superseded) = home.grant(&claim.client);
             let answer = ProvisionalEpoch { id: claim.id, epoch: epoch.0, superseded: superseded.0 };

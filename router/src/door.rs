@@ -3,6 +3,7 @@
 
 pub mod admin;
 pub mod auth;
+pub mod clients;
 pub mod cluster;
 pub mod groups;
 pub mod messaging;

@@ -12,6 +12,7 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
 use penstock_common::{
     epoch::Epoch,
     name::PartitionKey,
@@ -27,6 +28,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::info;
 
 use crate::{
+    clients::Page,
     fan::{Fan, ShardId},
     homes::Homes,
     lane::{Batch, Flight, Lane, Screened},
@@ -288,6 +290,15 @@ impl Home {
     pub fn owner(&self, client: &[u8]) -> Option<Ownership<Arc<Link>>> {
         let inner = lock(&self.inner);
         inner.owners.get(client).filter(|own| !own.link.closed.is_cancelled()).cloned()
+    }
+
+    /// Owned clients that may be on a page, no more than it has room for.
+    pub(crate) fn owners_on(&self, page: &Page) -> Vec<(Bytes, Ownership<Arc<Link>>)> {
+        let inner = lock(&self.inner);
+        let on =
+            inner.owners.iter().filter(|(client, own)| page.holds(client) && !own.link.closed.is_cancelled());
+        let first = page.first(on.collect(), |(client, _)| client);
+        first.into_iter().map(|(client, own)| (Bytes::copy_from_slice(client), own.clone())).collect()
     }
 
     /// A link is closed.

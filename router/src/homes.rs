@@ -17,8 +17,8 @@ use penstock_common::{
 use tokio::sync::{OnceCell, mpsc, watch};
 
 use crate::{
-    config::RouterConfig, home::Home, home::lock, interest::Interest, kept::KeptFilters, lane::Held,
-    link::Link, links::Links, metrics::Metrics, peers::Peers, presence::Presence,
+    config::RouterConfig, history::History, home::Home, home::lock, interest::Interest, kept::KeptFilters,
+    lane::Held, link::Link, links::Links, metrics::Metrics, peers::Peers, presence::Presence,
 };
 
 /// Bytes of credit that a lane may have at most and at least.
@@ -54,6 +54,8 @@ pub struct Homes {
     pub interest: Interest,
     /// Filters of persistent sessions.
     pub kept: KeptFilters,
+    /// How connections ended.
+    pub history: History,
     /// Other routers, once there are doors to them.
     pub peers: OnceLock<Arc<Peers>>,
     /// Links by number and shard.
@@ -88,6 +90,7 @@ impl Homes {
             metrics,
             interest: Interest::default(),
             kept: KeptFilters::default(),
+            history: History::default(),
             peers: OnceLock::new(),
             links: Links::default(),
             table: Mutex::default(),

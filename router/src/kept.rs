@@ -11,6 +11,8 @@ use penstock_common::{
 };
 use penstock_mqtt::trie::Trie;
 
+use crate::clients::Page;
+
 /// See the module.
 #[derive(Default)]
 pub struct KeptFilters {
@@ -104,6 +106,15 @@ impl KeptFilters {
     /// Whether the client has a session.
     pub fn has(&self, tenant: &TenantName, client: &[u8]) -> bool {
         self.read(|tenants| tenants.get(tenant).is_some_and(|table| table.clients.contains_key(client)))
+    }
+
+    /// Clients that have a session.
+    pub fn clients(&self, tenant: &TenantName, page: &Page) -> Vec<Bytes> {
+        self.read(|tenants| {
+            let all = tenants.get(tenant).into_iter().flat_map(|table| table.clients.keys());
+            let first = page.first(all.filter(|client| page.holds(client)).collect(), |client| &client[..]);
+            first.into_iter().cloned().collect()
+        })
     }
 
     /// Calls `found` with index, client and incarnation of each session that wants the topic with QoS 1, possibly several

@@ -15,6 +15,7 @@
 pub mod append;
 pub mod batch;
 pub mod bootstrap;
+pub mod clients;
 pub mod config;
 pub mod consume;
 pub mod control;
@@ -25,6 +26,7 @@ pub mod fanout;
 pub mod groups;
 pub mod hands;
 pub mod hashing;
+pub mod history;
 pub mod home;
 pub mod homes;
 pub mod interest;

@@ -15,7 +15,7 @@ use bytes::Bytes;
 use hashbrown::HashMap;
 use penstock_common::position::EntryId;
 use penstock_proto::link::{
-    ControlDown, Deliver, Push, PushResult, Settle, control_down, control_up, data_down,
+    ControlDown, Deliver, Inspected, Push, PushResult, Settle, control_down, control_up, data_down,
 };
 use tokio::{
     sync::{mpsc, oneshot},
@@ -95,6 +95,7 @@ pub struct Link {
     deliveries: Mutex<Deliveries>,
     pushes: Mutex<HashMap<u64, oneshot::Sender<PushResult>>>,
     kicks: Mutex<HashMap<u64, (Weak<Link>, u64)>>,
+    pub(crate) inspections: Mutex<HashMap<u64, oneshot::Sender<Inspected>>>,
     next_id: AtomicU64,
     /// Bytes of records that came and are not settled.
     unsettled: AtomicU64,
@@ -145,11 +146,16 @@ impl Link {
             deliveries: Mutex::default(),
             pushes: Mutex::default(),
             kicks: Mutex::default(),
+            inspections: Mutex::default(),
             next_id: AtomicU64::new(1),
             unsettled: AtomicU64::new(0),
             data_open: AtomicBool::new(false),
             shut: AtomicBool::new(false),
         }
+    }
+
+    pub(crate) fn next_id(&self) -> u64 {
+        self.next_id.fetch_add(1, Ordering::Relaxed)
     }
 
     /// Something came from the shard.
@@ -353,6 +359,7 @@ impl Link {
         self.data.close();
         lock(&self.pushes).clear();
         lock(&self.kicks).clear();
+        lock(&self.inspections).clear();
         // Homes and links name each other: both let go.
         *lock(&self.deliveries) = Deliveries::default();
         lock(&self.lanes).clear();

@@ -98,6 +98,11 @@ impl<S: Clone + PartialEq> Owners<S> {
         self.clients.get(client)
     }
 
+    /// All of them.
+    pub fn iter(&self) -> impl Iterator<Item = (&[u8], &Ownership<S>)> {
+        self.clients.iter().map(|(client, own)| (&**client, own))
+    }
+
     /// Forgets what a link attached: it is closed, and its shard attaches again when it is back.
     pub fn forget(&mut self, gone: impl Fn(&S) -> bool) {
         self.clients.retain(|_, own| !gone(&own.link));

@@ -10,10 +10,11 @@ use penstock_common::{
     secret::Secret,
 };
 use penstock_proto::{
+    admin::ClientStatus,
     messaging::{PartitionStatus, PushReceipt},
     peer::{
-        FollowFiltersRequest, FollowFiltersResponse, Join, PartitionGroup, PeerPush, ServeRequest,
-        ServeResponse, TookRequest, TookResponse,
+        AskClient, ClientsHere, ClientsOfTenant, FollowFiltersRequest, FollowFiltersResponse, Join,
+        PartitionGroup, PeerPush, ServeRequest, ServeResponse, TookRequest, TookResponse,
         peer_server::{Peer, PeerServer},
         serve_request, serve_response,
     },
@@ -23,7 +24,8 @@ use tokio_stream::{Stream, wrappers::ReceiverStream};
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::{
-    door::{Inside, status},
+    clients::Page,
+    door::{Inside, clients::PAGE_MOST, status},
     groups::{
         home::PartitionHome,
         lag,
@@ -83,9 +85,12 @@ pub async fn present_home(
     inside.homes.open(key).await.map_err(|error| status::of_store(&error))
 }
 
-fn partition(tenant: &str, partition: u32) -> Result<PartitionKey, Status> {
-    let tenant = TenantName::new(tenant).map_err(|error| Status::invalid_argument(error.to_string()))?;
-    Ok(PartitionKey { tenant, partition })
+fn tenant(name: &str) -> Result<TenantName, Status> {
+    TenantName::new(name).map_err(|error| Status::invalid_argument(error.to_string()))
+}
+
+fn partition(name: &str, partition: u32) -> Result<PartitionKey, Status> {
+    Ok(PartitionKey { tenant: tenant(name)?, partition })
 }
 
 type Answer<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
@@ -133,11 +138,26 @@ impl Peer for PeerService {
         request: Request<FollowFiltersRequest>,
     ) -> Result<Response<FollowFiltersResponse>, Status> {
         self.check(&request)?;
-        let tenant = TenantName::new(&request.into_inner().tenant)
-            .map_err(|error| Status::invalid_argument(error.to_string()))?;
+        let tenant = tenant(&request.into_inner().tenant)?;
         let followed = self.inside.homes.follow_filters(&tenant).await;
         followed.map_err(|error| status::of_store(&error))?;
         Ok(Response::new(FollowFiltersResponse {}))
+    }
+
+    async fn clients(&self, request: Request<ClientsOfTenant>) -> Result<Response<ClientsHere>, Status> {
+        self.check(&request)?;
+        let asked = request.into_inner();
+        let tenant = tenant(&asked.tenant)?;
+        let limit = (asked.limit as usize).min(PAGE_MOST + 1);
+        let page = Page { after: asked.after, prefix: asked.prefix, limit };
+        Ok(Response::new(ClientsHere { clients: self.inside.homes.connected(&tenant, &page) }))
+    }
+
+    async fn client(&self, request: Request<AskClient>) -> Result<Response<ClientStatus>, Status> {
+        self.check(&request)?;
+        let asked = request.into_inner();
+        let tenant = tenant(&asked.tenant)?;
+        Ok(Response::new(self.inside.homes.client(&tenant, &asked.client, asked.close).await))
     }
 
     async fn group_status(

@@ -7,10 +7,16 @@ use std::{
 };
 
 use hashbrown::HashMap;
-use penstock_common::registry::{Member, MemberKind, Members};
+use penstock_common::{
+    name::TenantName,
+    registry::{Member, MemberKind, Members},
+};
 use penstock_proto::{
+    admin::{ClientStatus, ClientSummary},
     messaging::{PushReceipt, PushRequest, ReceiptStatus},
-    peer::{FollowFiltersRequest, PeerPush, TookRequest, peer_client::PeerClient},
+    peer::{
+        AskClient, ClientsOfTenant, FollowFiltersRequest, PeerPush, TookRequest, peer_client::PeerClient,
+    },
 };
 use tokio::sync::{mpsc, oneshot};
 use tokio_stream::{StreamExt, wrappers::ReceiverStream};
@@ -22,7 +28,7 @@ use tonic::{
 };
 use tracing::debug;
 
-use crate::{homes::TookOver, secret};
+use crate::{clients::Page, homes::TookOver, secret};
 
 const CONNECT: Duration = Duration::from_secs(2);
 const KEEP_ALIVE: Duration = Duration::from_secs(3);
@@ -134,6 +140,31 @@ impl Peers {
         let Ok(mut client) = self.client(member) else { return false };
         let ask = FollowFiltersRequest { tenant: tenant.to_owned() };
         matches!(tokio::time::timeout(ANSWER, client.follow_filters(ask)).await, Ok(Ok(_)))
+    }
+
+    /// Clients that are connected at the homes of a router; None: it does not answer.
+    pub async fn connected(
+        &self,
+        member: &Member,
+        tenant: &TenantName,
+        page: &Page,
+    ) -> Option<Vec<ClientSummary>> {
+        let mut client = self.client(member).ok()?;
+        let ask = ClientsOfTenant {
+            tenant: tenant.to_string(),
+            after: page.after.clone(),
+            prefix: page.prefix.clone(),
+            limit: u32::try_from(page.limit).unwrap_or(u32::MAX),
+        };
+        let answer = tokio::time::timeout(ANSWER, client.clients(ask)).await.ok()?.ok()?;
+        Some(answer.into_inner().clients)
+    }
+
+    /// What a router knows of a client; None: it does not answer.
+    pub async fn status(&self, member: &Member, ask: AskClient) -> Option<ClientStatus> {
+        let mut client = self.client(member).ok()?;
+        let answer = tokio::time::timeout(ANSWER, client.client(ask)).await.ok()?.ok()?;
+        Some(answer.into_inner())
     }
 
     /// Tells routers whose partitions were taken, until the channel closes: they learn sooner than by being refused.

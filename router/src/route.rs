@@ -73,7 +73,7 @@ impl Homes {
     }
 
     /// The owner, waiting a little while some shard has not told its owners yet.
-    async fn owner(&self, key: &PartitionKey, client: &[u8]) -> Option<Ownership<Arc<Link>>> {
+    pub(crate) async fn owner(&self, key: &PartitionKey, client: &[u8]) -> Option<Ownership<Arc<Link>>> {
         let deadline = Instant::now() + ABSENT_WITHIN;
         loop {
             if let Some(owner) = self.get(key).and_then(|home| home.owner(client)) {

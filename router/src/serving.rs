@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use penstock_common::{
     name::{PartitionKey, TenantName},
     position::{EntryId, Term},
@@ -11,13 +12,14 @@ use penstock_common::{
     store::{CommitError, CursorChange, Cursors, StoreError, StoredEntry, Totals},
 };
 use penstock_proto::{
-    admin::LinkStatus,
+    admin::{ClientStatus, ClientSummary, LinkStatus},
     messaging::{PushReceipt, PushRequest},
 };
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    clients::Page,
     groups::home::{Homes, PartitionHome},
     home::Home,
     homes,
@@ -100,6 +102,18 @@ impl Homes for HomesHere {
 
     async fn follow_filters(&self, tenant: &TenantName) -> Result<(), StoreError> {
         self.0.follow_filters(tenant).await
+    }
+
+    fn connected(&self, tenant: &TenantName, page: &Page) -> Vec<ClientSummary> {
+        self.0.connected(tenant, page)
+    }
+
+    async fn with_session(&self, tenant: &TenantName, page: &Page) -> Result<Vec<ClientSummary>, StoreError> {
+        self.0.with_session(tenant, page).await
+    }
+
+    async fn client(&self, tenant: &TenantName, client: &Bytes, close: bool) -> ClientStatus {
+        self.0.client(tenant, client, close).await
     }
 
     fn links(&self) -> Vec<LinkStatus> {

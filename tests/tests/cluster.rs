@@ -1,6 +1,9 @@
 //! Two gateways and two routers on etcd and Redis, without faults: any client on any gateway, any consumer on any router.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+#[path = "cluster/clients.rs"]
+mod clients;
+
 use std::time::Duration;
 
 use mqttbytes::{QoS, v4::ConnectReturnCode};

@@ -7,6 +7,7 @@ use penstock_tests::{
     binaries,
     child::Child,
     command::{Ran, ctl, mosquitto, run},
+    device::Device,
     load::Load,
     standalone::Penstock,
     wait::{alone, eventually},
@@ -145,4 +146,23 @@ async fn a_health_check_needs_no_user() {
     penstock.program.drain().await;
     let gone = ready(&admin).await;
     assert_eq!(gone.code, Some(1), "{gone:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_operator_sees_a_client_and_closes_its_connection() {
+    let _alone = alone().await;
+    let penstock = Penstock::start().await;
+    let demo = penstock.demo();
+    let admin = |arguments: &'static [&'static str]| {
+        let command = ctl(&penstock.server(), "system/admin", &demo.password, arguments);
+        async move { run("penstockctl", command).await }
+    };
+    let mut device = Device::connect(&penstock.target(), &demo, "sensor-1").await.unwrap();
+    let listed = objects(&admin(&["client", "list", "demo", "--json"]).await.fine());
+    assert_eq!((listed.len(), &listed[0]["client"]), (1, &Value::from("sensor-1")));
+    admin(&["client", "disconnect", "demo", "sensor-1"]).await.fine();
+    device.closed().await;
+    let shown = admin(&["client", "show", "demo", "sensor-1"]).await.fine();
+    assert!(shown.iter().any(|line| line.contains("administrative")), "{shown:?}");
+    assert_eq!(admin(&["client", "list", "nobody"]).await.code, Some(1), "no such tenant");
 }

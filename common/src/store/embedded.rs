@@ -31,7 +31,8 @@ use tokio::sync::watch;
 use super::{
     AppendError, Appended, CommitError, CursorChange, CursorStart, Cursors, Durability, Entry, FilterChanges,
     FilterTable, Keep, MailLimits, MailStep, NewMail, OpenedSession, ReadBack, SessionError, SessionFilter,
-    SessionFilters, SessionStore, SteppedMail, Store, StoreError, StoredEntry, Took, Totals, User,
+    SessionFilters, SessionState, SessionStore, SteppedMail, Store, StoreError, StoredEntry, Took, Totals,
+    User,
 };
 use crate::{
     epoch::Epoch,
@@ -340,6 +341,15 @@ impl SessionStore for EmbeddedStore {
     ) -> Result<SteppedMail, SessionError> {
         let (key, client, step) = (partition.clone(), Bytes::copy_from_slice(client), step.clone());
         self.submit(0, move |machine| machine.step_mail(key, term, client, epoch, &step)).await?
+    }
+
+    async fn session_state(
+        &self,
+        partition: &PartitionKey,
+        client: &[u8],
+    ) -> Result<Option<SessionState>, StoreError> {
+        let (key, client) = (partition.clone(), Bytes::copy_from_slice(client));
+        Ok(self.submit(0, move |machine| machine.session_state(key, client)).await?)
     }
 
     async fn publish_filters(

@@ -27,7 +27,8 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use super::{
     AppendError, Appended, CommitError, CursorChange, CursorStart, Cursors, Entry, FilterChanges,
     FilterTable, Keep, MailLimits, MailStep, NewMail, OpenedSession, ReadBack, SessionError, SessionFilter,
-    SessionFilters, SessionStore, SteppedMail, Store, StoreError, StoredEntry, Took, Totals, User,
+    SessionFilters, SessionState, SessionStore, SteppedMail, Store, StoreError, StoredEntry, Took, Totals,
+    User,
 };
 use crate::{
     epoch::Epoch,
@@ -198,6 +199,14 @@ impl SessionStore for RedisStore {
         step: &MailStep,
     ) -> Result<SteppedMail, SessionError> {
         sessions::step(&self.server, partition, term, client, epoch, step).await
+    }
+
+    async fn session_state(
+        &self,
+        partition: &PartitionKey,
+        client: &[u8],
+    ) -> Result<Option<SessionState>, StoreError> {
+        sessions::state(&self.server, partition, client).await
     }
 
     async fn publish_filters(

@@ -63,6 +63,23 @@ pub struct OpenedSession {
     pub unacknowledged: Vec<(u64, u16)>,
 }
 
+/// What there is of a session, for operators.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct SessionState {
+    /// Its filters.
+    pub filters: SessionFilters,
+    /// Messages of the mailbox, those in flight included.
+    pub mail: u64,
+    /// Bytes of their records.
+    pub mail_bytes: u64,
+    /// Messages that were handed out and not acknowledged.
+    pub in_flight: u32,
+    /// When the oldest message was appended; None: the mailbox is empty.
+    pub oldest: Option<UnixMillis>,
+    /// Life of the session unless it is renewed, milliseconds.
+    pub expires_in_ms: u64,
+}
+
 /// Bounds of a mailbox.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct MailLimits {
@@ -235,6 +252,13 @@ pub trait SessionStore: Send + Sync + 'static {
         epoch: Epoch,
         step: &MailStep,
     ) -> Result<SteppedMail, SessionError>;
+
+    /// What there is of a client's session; None: it has none. No promise beyond the moment.
+    async fn session_state(
+        &self,
+        partition: &PartitionKey,
+        client: &[u8],
+    ) -> Result<Option<SessionState>, StoreError>;
 
     /// Puts a session's filters into the tenant's table, unless a later version is there. Returns the number of the
     /// table's last change.

@@ -344,3 +344,26 @@ pub async fn a_reader_that_is_too_far_behind_loads_the_table(fixture: Fixture) {
     let known = FilterChanges::Known { up_to: last, changes: vec![] };
     assert_eq!(store.filter_changes(&acme, last).await.unwrap(), known);
 }
+
+pub async fn the_state_of_a_session_is_shown(fixture: Fixture) {
+    let owned = Owned::open(&fixture.store(), 5).await;
+    let state = || async { owned.store.session_state(&owned.key, CLIENT).await.unwrap() };
+    let fresh = state().await.unwrap();
+    assert_eq!((fresh.mail, fresh.mail_bytes, fresh.in_flight, fresh.oldest), (0, 0, 0, None));
+    assert!(fresh.expires_in_ms > DAY / 2 && fresh.expires_in_ms <= DAY, "{fresh:?}");
+    let filters = [filter("a/#", 1), filter("b", 0)];
+    owned.store.set_filters(&owned.key, owned.term, CLIENT, owned.epoch, &filters).await.unwrap();
+    owned.append(&[(1, "abc"), (2, "de"), (3, "f")]).await;
+    let first = owned.step(&[], 0, &[1, 2]).await.mail;
+    let full = state().await.unwrap();
+    assert_eq!(full.filters.filters, filters);
+    assert_eq!(full.filters.incarnation, owned.incarnation);
+    assert_eq!((full.mail, full.mail_bytes, full.in_flight), (3, 6, 2));
+    assert!(full.oldest.unwrap().abs_diff(fixture_now()) < 600_000);
+    owned.step(&[first[0].number, first[1].number], u64::MAX, &[]).await;
+    let rest = state().await.unwrap();
+    assert_eq!((rest.mail, rest.mail_bytes, rest.in_flight), (1, 1, 0));
+    assert_eq!(owned.store.session_state(&owned.key, b"other").await.unwrap(), None);
+    owned.store.wipe_session(&owned.key, owned.term, CLIENT).await.unwrap();
+    assert_eq!(state().await, None);
+}

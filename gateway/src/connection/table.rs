@@ -5,7 +5,7 @@ use std::{hash::BuildHasher, task::Waker};
 
 use bytes::{Bytes, BytesMut};
 use hashbrown::{DefaultHashBuilder, HashTable};
-use penstock_common::{epoch::Epoch, name::TenantName};
+use penstock_common::{clock::UnixMillis, epoch::Epoch, name::TenantName};
 use penstock_mqtt::session::{Millis, Session};
 use slab::Slab;
 
@@ -33,6 +33,8 @@ pub(crate) struct Identity {
     pub(crate) packet_bytes: u32,
     /// Clean session 1: nothing outlives the connection.
     pub(crate) clean: bool,
+    /// When CONNACK was sent.
+    pub(crate) since: UnixMillis,
     pub(crate) _seat: Seat,
 }
 
@@ -170,6 +172,15 @@ impl Connections {
             .filter(|(_, identity)| identity.tenant == *tenant && identity.client == *client)
             .map(|(key, identity)| (key, identity.epoch))
             .collect()
+    }
+
+    /// The connection of a client under an epoch that its home knows.
+    pub(crate) fn owned(&self, tenant: &TenantName, client: &Bytes, epoch: Epoch) -> Option<ConnectionKey> {
+        // While a renewed epoch is not told, the home knows the older one.
+        let meant = |key: &ConnectionKey| {
+            self.identity(*key).is_some_and(|it| [it.epoch, it.attached].contains(&epoch))
+        };
+        self.of_client(tenant, client).into_iter().map(|(key, _)| key).find(meant)
     }
 
     /// Connections of a tenant. Looks at every connection of the shard.

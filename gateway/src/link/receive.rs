@@ -64,6 +64,7 @@ impl Shard {
             Kind::Leaving(_) => self.leaving(key),
             Kind::SessionOpened(opened) => self.session_opened(opened),
             Kind::FiltersSet(set) => self.filters_set(&set),
+            Kind::Inspect(asked) => self.inspect(key, &asked),
         }
     }
 

@@ -86,6 +86,8 @@ pub(crate) struct Lane {
     /// Ownerships to be told at the end of the turn.
     pub(crate) attach: Vec<ConnectionKey>,
     pub(crate) detach: Vec<link::Owner>,
+    /// Ends of connections that the home is told of, for operators. Bounded.
+    pub(crate) ended: VecDeque<link::Ended>,
     /// Connections that hold their publishes until there is room.
     pub(crate) held: Vec<ConnectionKey>,
     /// Renewed epochs, each told only when all records before this number (under the older epoch) are settled.
@@ -115,6 +117,7 @@ impl Lane {
             owners: HashSet::new(),
             attach: Vec::new(),
             detach: Vec::new(),
+            ended: VecDeque::new(),
             held: Vec::new(),
             renewals: Vec::new(),
             visitors: 0,

@@ -31,8 +31,15 @@ impl Shard {
             link.attaches.insert(seq, keys);
             link.control(control_up::Kind::Attach(link::Attach { seq, lane: number, owners }));
         }
+        let mut ended: Vec<link::Ended> = std::mem::take(&mut lane.ended).into();
         for owners in detach.chunks(OWNERS) {
-            link.control(control_up::Kind::Detach(link::Detach { lane: number, owners: owners.to_vec() }));
+            let detach =
+                link::Detach { lane: number, owners: owners.to_vec(), ended: std::mem::take(&mut ended) };
+            link.control(control_up::Kind::Detach(detach));
+        }
+        if !ended.is_empty() {
+            let detach = link::Detach { lane: number, owners: Vec::new(), ended };
+            link.control(control_up::Kind::Detach(detach));
         }
     }
 

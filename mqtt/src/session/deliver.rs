@@ -153,6 +153,11 @@ impl Session {
         self.outgoing.as_ref().map_or(0, |outgoing| outgoing.inflight.len())
     }
 
+    /// Deliveries of QoS 1 that wait until there is room for them in flight.
+    pub fn queued(&self) -> usize {
+        self.outgoing.as_ref().map_or(0, |outgoing| outgoing.queued.len())
+    }
+
     /// Bytes that wait: not written, or queued behind the window (with what the queue costs).
     pub fn outbound_bytes(&self) -> usize {
         self.transmit.len() + self.outgoing.as_ref().map_or(0, |outgoing| outgoing.bytes())

@@ -28,6 +28,11 @@ impl KeepAlive {
 }
 
 impl Session {
+    /// The client's value, seconds; 0 is off. Before CONNECT it means nothing.
+    pub fn keep_alive(&self) -> u32 {
+        self.keep_alive.silence / 1_500
+    }
+
     /// When to call `tick`: connect timeout or keep alive. `None` while neither runs.
     pub fn deadline(&self) -> Option<Millis> {
         let time = &self.keep_alive;

@@ -9,10 +9,11 @@ use penstock_common::{
     store::{self, Role},
 };
 use penstock_proto::admin::{
-    AddUserRequest, ClusterRequest, ClusterResponse, CreateTenantRequest, DeleteTenantRequest,
-    DeleteTenantResponse, DeleteUserRequest, DeleteUserResponse, Limits, ListTenantsRequest,
-    ListTenantsResponse, ListUsersRequest, ListUsersResponse, SetPasswordRequest, SetTenantRequest,
-    ShowTenantRequest, Tenant, User,
+    AddUserRequest, ClientStatus, ClusterRequest, ClusterResponse, CreateTenantRequest, DeleteTenantRequest,
+    DeleteTenantResponse, DeleteUserRequest, DeleteUserResponse, DisconnectClientRequest, Limits,
+    ListClientsRequest, ListClientsResponse, ListTenantsRequest, ListTenantsResponse, ListUsersRequest,
+    ListUsersResponse, SetPasswordRequest, SetTenantRequest, ShowClientRequest, ShowTenantRequest, Tenant,
+    User,
     admin_server::{Admin, AdminServer},
 };
 use tonic::{Request, Response, Status};
@@ -21,7 +22,7 @@ use tracing::{info, warn};
 use super::{
     Inside,
     auth::{Auth, Caller},
-    cluster, status,
+    clients, cluster, status,
 };
 use crate::verify::{PASSWORD_MAX, PASSWORD_MIN, USER_MAX, Verifier};
 
@@ -209,6 +210,33 @@ impl Admin for AdminService {
         }
         self.changed(&tenant).await?;
         Ok(Response::new(DeleteUserResponse {}))
+    }
+
+    async fn list_clients(
+        &self,
+        request: Request<ListClientsRequest>,
+    ) -> Result<Response<ListClientsResponse>, Status> {
+        let (_, tenant) = self.of_tenant(&request, &request.get_ref().tenant).await?;
+        clients::list(&self.inside, &tenant, request.into_inner()).await.map(Response::new)
+    }
+
+    async fn show_client(
+        &self,
+        request: Request<ShowClientRequest>,
+    ) -> Result<Response<ClientStatus>, Status> {
+        let (_, tenant) = self.of_tenant(&request, &request.get_ref().tenant).await?;
+        clients::show(&self.inside, &tenant, &request.get_ref().client, false).await.map(Response::new)
+    }
+
+    async fn disconnect_client(
+        &self,
+        request: Request<DisconnectClientRequest>,
+    ) -> Result<Response<ClientStatus>, Status> {
+        let (caller, tenant) = self.of_tenant(&request, &request.get_ref().tenant).await?;
+        let client = &request.get_ref().client;
+        let closed = clients::show(&self.inside, &tenant, client, true).await?;
+        info!(%tenant, client, by = %format!("{}/{}", caller.tenant, caller.user), "disconnected a client");
+        Ok(Response::new(closed))
     }
 
     async fn cluster(&self, request: Request<ClusterRequest>) -> Result<Response<ClusterResponse>, Status> {

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use penstock_common::{
     name::{PartitionKey, TenantName},
     position::{EntryId, Term},
@@ -11,11 +12,13 @@ use penstock_common::{
     store::{CommitError, CursorChange, Cursors, StoreError, StoredEntry, Totals},
 };
 use penstock_proto::{
-    admin::LinkStatus,
+    admin::{ClientStatus, ClientSummary, LinkStatus},
     messaging::{PushReceipt, PushRequest},
 };
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
+
+use crate::clients::Page;
 
 /// The home of one partition, on this router. It survives a reconnect to the store by the same router: the term rises, the
 /// state stays.
@@ -78,6 +81,15 @@ pub trait Homes: Send + Sync + 'static {
 
     /// Follows the filters of the tenant's sessions to the last change, and makes the fan-out go by them.
     async fn follow_filters(&self, tenant: &TenantName) -> Result<(), StoreError>;
+
+    /// Clients that are connected, of the tenant's partitions whose home this router is.
+    fn connected(&self, tenant: &TenantName, page: &Page) -> Vec<ClientSummary>;
+
+    /// Clients of the tenant that have a session, wherever.
+    async fn with_session(&self, tenant: &TenantName, page: &Page) -> Result<Vec<ClientSummary>, StoreError>;
+
+    /// What this router knows of a client; with `close`, its connection is closed if this is its home.
+    async fn client(&self, tenant: &TenantName, client: &Bytes, close: bool) -> ClientStatus;
 
     /// Links of this router.
     fn links(&self) -> Vec<LinkStatus>;

@@ -17,10 +17,14 @@ use penstock_common::{
     store::{CommitError, CursorChange, Cursors, Entry, Store, StoreError, StoredEntry, Totals},
 };
 use penstock_proto::{
+    admin::{ClientStatus, ClientSummary},
     messaging::{PushReceipt, PushRequest, ReceiptStatus},
     record::{Record, RecordBatch},
 };
-use penstock_router::groups::home::{Homes, PartitionHome};
+use penstock_router::{
+    clients::Page,
+    groups::home::{Homes, PartitionHome},
+};
 use prost::Message;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -155,6 +159,15 @@ impl Homes for TestHomes {
     }
     async fn follow_filters(&self, _: &TenantName) -> Result<(), StoreError> {
         Ok(())
+    }
+    fn connected(&self, _: &TenantName, _: &Page) -> Vec<ClientSummary> {
+        vec![]
+    }
+    async fn with_session(&self, _: &TenantName, _: &Page) -> Result<Vec<ClientSummary>, StoreError> {
+        Ok(vec![])
+    }
+    async fn client(&self, _: &TenantName, client: &Bytes, _: bool) -> ClientStatus {
+        ClientStatus { client: String::from_utf8_lossy(client).into_owned(), ..ClientStatus::default() }
     }
     fn links(&self) -> Vec<penstock_proto::admin::LinkStatus> {
         vec![]

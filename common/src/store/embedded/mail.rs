@@ -17,8 +17,8 @@ use crate::{
     position::Term,
     store::{
         Appended, FilterChanges, FilterTable, Mail, MailLimits, MailStep, NewMail, OpenedSession,
-        SOURCES_KEPT_MS, SessionError, SessionFilter, SessionFilters, SteppedMail, StoreError, encoding,
-        encoding::Reader, sessions::CHANGES_KEPT,
+        SOURCES_KEPT_MS, SessionError, SessionFilter, SessionFilters, SessionState, SteppedMail, StoreError,
+        encoding, encoding::Reader, sessions::CHANGES_KEPT,
     },
 };
 
@@ -272,6 +272,12 @@ impl Machine {
             mail.push(Mail { number, packet_id, again, record: Bytes::copy_from_slice(&record) });
         }
         Ok(SteppedMail { mail, more: stepped.more, expired: stepped.expired })
+    }
+
+    pub(super) fn session_state(&mut self, key: PartitionKey, client: Bytes) -> Option<SessionState> {
+        let now = self.clock.now_ms();
+        let session = self.living(&(key, client), now).filter(|session| session.incarnation != 0)?;
+        Some(session.state(now))
     }
 
     pub(super) fn publish_filters(

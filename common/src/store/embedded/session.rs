@@ -8,8 +8,9 @@ use crate::{
     epoch::Epoch,
     position::EntryId,
     store::{
-        MailStep, OpenedSession, SessionFilter, SessionFilters,
+        MailStep, OpenedSession, SessionFilter, SessionFilters, SessionState,
         encoding::{self, Reader},
+        mail_time,
         sessions::PER_MILLI,
     },
 };
@@ -85,6 +86,18 @@ impl Session {
 
     pub(super) fn wanted(&self) -> SessionFilters {
         SessionFilters { incarnation: self.incarnation, version: self.version, filters: self.filters.clone() }
+    }
+
+    /// What there is of it.
+    pub(super) fn state(&self, now_ms: u64) -> SessionState {
+        SessionState {
+            filters: self.wanted(),
+            mail: self.mail.len() as u64,
+            mail_bytes: self.bytes,
+            in_flight: u32::try_from(self.sent.len()).unwrap_or(u32::MAX),
+            oldest: self.mail.keys().next().map(|number| mail_time(*number)),
+            expires_in_ms: self.expires_at.saturating_sub(now_ms),
+        }
     }
 
     /// Whether mail of this entry was looked at before.

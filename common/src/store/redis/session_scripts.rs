@@ -156,6 +156,15 @@ redis.call('PEXPIRE', mailbox, ARGV[3])
 return { more, expired, out }
 ";
 
+const STATE: &str = r"
+local found = redis.call('HMGET', KEYS[1], 'i', 'v', 'w', 's', 'b')
+if not found[1] then return {} end
+local first = one('XRANGE', KEYS[2], '-', '+')
+local oldest = first and string.match(first[1], '^%d+') or '0'
+return { found[1], found[2], found[3] or '', found[4] or '', found[5] or '0', redis.call('XLEN', KEYS[2]), oldest,
+  math.max(redis.call('PTTL', KEYS[1]), 0) }
+";
+
 /// A value is `<incarnation> <version> <filters>`.
 const PUBLISH: &str = r"
 local last = redis.call('HGET', KEYS[1], '#') or '0'
@@ -206,6 +215,8 @@ pub(super) static SET_FILTERS_SCRIPT: LazyLock<Script> = LazyLock::new(|| script
 pub(super) static APPEND_SCRIPT: LazyLock<Script> = LazyLock::new(|| script(APPEND));
 /// Keys term, session, mailbox; arguments term, epoch, life, age, received, bytes, acknowledged, packet ids.
 pub(super) static STEP_SCRIPT: LazyLock<Script> = LazyLock::new(|| script(STEP));
+/// Keys session, mailbox.
+pub(super) static STATE_SCRIPT: LazyLock<Script> = LazyLock::new(|| script(STATE));
 /// Keys filters, log; arguments client, incarnation, version, filters, changes to keep.
 pub(super) static PUBLISH_SCRIPT: LazyLock<Script> = LazyLock::new(|| script(PUBLISH));
 /// Keys filters, log; arguments client, incarnation, changes to keep.

@@ -9,7 +9,9 @@ use super::{
     connection::{Failure, Way},
     keys::Keys,
     scripts::FENCED,
-    session_scripts::{APPEND_SCRIPT, GONE, OPEN_SCRIPT, SET_FILTERS_SCRIPT, STEP_SCRIPT, WIPE_SCRIPT},
+    session_scripts::{
+        APPEND_SCRIPT, GONE, OPEN_SCRIPT, SET_FILTERS_SCRIPT, STATE_SCRIPT, STEP_SCRIPT, WIPE_SCRIPT,
+    },
 };
 use crate::{
     epoch::Epoch,
@@ -17,7 +19,8 @@ use crate::{
     position::Term,
     store::{
         Appended, Mail, MailLimits, MailStep, NewMail, OpenedSession, SOURCES_KEPT_MS, SessionError,
-        SessionFilter, SessionFilters, SteppedMail, StoreError, encoding, redis::connection::Server,
+        SessionFilter, SessionFilters, SessionState, SteppedMail, StoreError, encoding, mail_time,
+        redis::connection::Server,
     },
 };
 
@@ -53,14 +56,47 @@ pub(super) async fn open(
         version: answers::number(version)?,
         filters: filters(wanted)?,
     };
+    Ok(OpenedSession { present: answers::number(present)? == 1, filters, unacknowledged: handed_out(sent)? })
+}
+
+/// Numbers and packet identifiers of what was handed out.
+fn handed_out(value: Value) -> Result<Vec<(u64, u16)>, StoreError> {
     let pair = |text: &str| {
         let (number, id) = text.split_once(':')?;
         Some((number.parse().ok()?, id.parse().ok()?))
     };
-    let sent = answers::text(sent)?;
-    let unacknowledged = sent.split_whitespace().map(pair).collect::<Option<_>>();
-    let unacknowledged = unacknowledged.ok_or_else(|| answers::corrupt("what a session was handed"))?;
-    Ok(OpenedSession { present: answers::number(present)? == 1, filters, unacknowledged })
+    let sent = answers::text(value)?;
+    let pairs = sent.split_whitespace().map(pair).collect::<Option<_>>();
+    pairs.ok_or_else(|| answers::corrupt("what a session was handed"))
+}
+
+pub(super) async fn state(
+    server: &Server,
+    partition: &PartitionKey,
+    client: &[u8],
+) -> Result<Option<SessionState>, StoreError> {
+    let keys = Keys::new(partition);
+    let mut script = STATE_SCRIPT.key(keys.session(client));
+    let answer = server.run(Way::Read, script.key(keys.mailbox(client))).await?;
+    let answer = answers::array(answer)?;
+    if answer.is_empty() {
+        return Ok(None);
+    }
+    let [incarnation, version, wanted, sent, bytes, mail, oldest, expires] =
+        answers::fixed(Value::Array(answer))?;
+    let oldest = answers::number(oldest)?;
+    Ok(Some(SessionState {
+        filters: SessionFilters {
+            incarnation: answers::number(incarnation)?,
+            version: answers::number(version)?,
+            filters: filters(wanted)?,
+        },
+        mail: answers::number(mail)?,
+        mail_bytes: answers::number(bytes)?,
+        in_flight: u32::try_from(handed_out(sent)?.len()).unwrap_or(u32::MAX),
+        oldest: (oldest > 0).then(|| mail_time(oldest)),
+        expires_in_ms: answers::number(expires)?,
+    }))
 }
 
 pub(super) async fn wipe(
