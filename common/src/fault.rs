@@ -117,7 +117,7 @@ impl Faulty for StoreError {
 impl Faulty for AppendError {
     fn fault(&self) -> Fault {
         match self {
-            Self::Fenced | Self::Refused(_) => Fault::Dependency,
+            Self::Fenced | Self::Refused(_) | Self::Retake => Fault::Dependency,
             Self::Lost(_) => Fault::Lost,
         }
     }

@@ -225,9 +225,13 @@ pub enum AppendError {
     /// Whether it was written is unknown.
     #[error("the store's answer was lost: {0}")]
     Lost(String),
-    /// Not written: the store is out of memory or read-only for now.
+    /// Not written: the store is out of memory, read-only or away for now.
     #[error("the store refuses: {0}")]
     Refused(String),
+    /// Not written: the term was taken on a connection that is gone, or at a server that has the partition no more, and
+    /// entries that were confirmed there may be missing now. Whoever holds it must take a new one and read back.
+    #[error("the connection under which the term was taken is gone")]
+    Retake,
 }
 
 /// A write under a term that was not confirmed. Every such write can be repeated.

@@ -1,7 +1,10 @@
-//! One suite over both stores, embedded and on a real Redis, so that they can't drift; and what only Redis can do wrong.
+//! One suite over all stores, embedded, on a real Redis and on a real Redis Cluster, so that they can't drift; and what only
+//! one of them can do wrong.
 #![cfg(all(feature = "embedded", feature = "redis"))]
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+#[path = "store_suite/cluster.rs"]
+mod cluster_only;
 #[path = "store_suite/cursors.rs"]
 mod cursors;
 #[path = "store_suite/embedded.rs"]
@@ -10,6 +13,8 @@ mod embedded_only;
 mod fixture;
 #[path = "store_suite/log.rs"]
 mod log;
+#[path = "support/redis_cluster.rs"]
+mod redis_cluster;
 #[path = "store_suite/redis.rs"]
 mod redis_only;
 #[path = "support/redis.rs"]
@@ -21,7 +26,7 @@ mod trim;
 #[path = "store_suite/users.rs"]
 mod users;
 
-macro_rules! on_both {
+macro_rules! on_all {
     ($($file:ident: $($test:ident),+;)+) => {
         mod on_embedded {
             $($(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -35,10 +40,23 @@ macro_rules! on_both {
                 crate::$file::$test(crate::fixture::Fixture::redis().await).await;
             })+)+
         }
+        mod on_cluster {
+            /// One cluster for all of them, one after the other: forming one takes seconds.
+            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn everything_holds() {
+                let cluster = crate::redis_cluster::RedisCluster::start(3, 0, &[]);
+                $($({
+                    println!("{}::{}", stringify!($file), stringify!($test));
+                    let fixture = crate::fixture::Fixture::cluster(cluster.clone()).await;
+                    crate::$file::$test(fixture).await;
+                    cluster.empty();
+                })+)+
+            }
+        }
     };
 }
 
-on_both! {
+on_all! {
     log:
         ids_are_dense_and_begin_at_one_in_every_term,
         an_old_holder_writes_nothing,

@@ -80,6 +80,10 @@ impl Home {
                     warn!(tenant = %self.key.tenant, partition = self.key.partition, reason, "the store refuses");
                     backoff.pause(&self.homes.seams).await;
                 }
+                Err(AppendError::Retake) => {
+                    lock(&self.inner).lane.not_sent(flight);
+                    return self.take_again().await;
+                }
                 Err(AppendError::Lost(reason)) => {
                     warn!(tenant = %self.key.tenant, partition = self.key.partition, reason, "an append is in doubt");
                     lock(&self.inner).lane.in_doubt(flight);

@@ -171,6 +171,13 @@ impl<L: Clone> Lane<L> {
         }
     }
 
+    /// The flight's entry was certainly not stored: its batches wait again, in front, as they were.
+    pub fn not_sent(&mut self, flight: Flight<L>) {
+        for batch in flight.batches.into_iter().rev() {
+            self.waiting.push_front(batch);
+        }
+    }
+
     /// Gives everything up.
     pub fn abandon(&mut self) {
         self.waiting.clear();
@@ -413,6 +420,19 @@ mod tests {
         let told: Vec<_> = settled.iter().map(|s| (s.link, s.first, s.count, s.credit > 0)).collect();
         assert_eq!(told, [('a', 1, 2, true), ('b', 5, 1, true), ('a', 3, 1, true)]);
         assert!(lane.next(|_, _| false, &mut Screened::default()).is_none());
+    }
+
+    #[test]
+    fn what_was_not_sent_is_sent_as_it_was() {
+        let mut lane = lane(false);
+        lane.accept(batch('a', 1, 1, &[0, 1], false));
+        lane.accept(batch('a', 1, 3, &[1], false));
+        let flight = lane.next(|_, _| false, &mut Screened::default()).unwrap();
+        lane.not_sent(flight);
+        let mut screened = Screened::default();
+        let flight = lane.next(|_, _| false, &mut screened).unwrap();
+        assert_eq!(topics(&flight.entry.clone().unwrap()), ["t/1", "t/2", "t/3"]);
+        assert_eq!(screened, Screened::default(), "nothing is in doubt: QoS 0 is not dropped");
     }
 
     #[test]

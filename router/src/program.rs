@@ -23,8 +23,14 @@ use penstock_router::{bootstrap::bootstrap_admin, config::RouterConfig, settings
 
 const OWN: &[Setting] = &[
     process::ETCD,
-    Setting::new("redis", "redis.url", "URL", "Redis 7.0 or later, like redis://127.0.0.1:6379"),
-    Setting::new("durability", "redis.durability", "memory|fsynced", "What a PUBACK means").or("memory"),
+    Setting::new(
+        "redis",
+        "redis.url",
+        "URL",
+        "Redis 7.0 or later: redis://HOST:PORT, redis+cluster://HOST:PORT,… or redis+sentinel://HOST:PORT,…/NAME",
+    ),
+    Setting::new("durability", "redis.durability", "memory|replicated:N|fsynced", "What a PUBACK means")
+        .or("memory"),
     Setting::switch(
         "accept-unreadable-redis-config",
         "redis.accept_unreadable_config",
@@ -132,6 +138,7 @@ pub async fn run(program: RouterProgram, process: Process) -> Result<(), Failure
         Ok((store, registry))
     };
     let (store, registry) = process::unless_drained(&life, Box::pin(opening)).await?;
+    store.register(&mut metrics);
     process::show_health(&mut metrics, "penstock_store_up", "Whether the store answers", store.healthy());
     process::show_health(
         &mut metrics,

@@ -81,6 +81,10 @@ pub fn read(reader: &mut Reader) -> Standalone {
         reader.fault("durability", &format!("{error}"));
         Durability::Fsynced
     });
+    if let Durability::Replicated(_) = durability {
+        let fault = format!("{}", penstock_common::store::embedded::OpenError::Alone(durability));
+        reader.fault("durability", &fault);
+    }
     Standalone {
         dir: reader.value("data-dir"),
         durability,

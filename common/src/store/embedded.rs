@@ -1,7 +1,8 @@
 //! The store inside one process: a log-structured database in a directory that no other process may use meanwhile.
 //! Writes are group-committed by one thread; reads go to the database beside it.
 //!
-//! Not here: `replicated:N`, which needs other machines.
+//! What one process can't have is refused when it opens: `replicated:N`, which needs other machines, and a second process
+//! on the directory.
 
 mod committer;
 mod disk;
@@ -54,6 +55,11 @@ pub enum OpenError {
     /// Another process uses it.
     #[error("the data directory {} is in use by another process: stop that or choose another", .0.display())]
     InUse(PathBuf),
+    /// One process has no replicas.
+    #[error(
+        "durability {0} needs replicas of a Redis, and penstock keeps everything itself: use memory or fsynced, or penstock-router with --redis"
+    )]
+    Alone(Durability),
     /// What is in it was not written by this program, or is damaged.
     #[error("the data directory {} is damaged ({reason}): restore a copy or choose another", directory.display())]
     Damaged {
@@ -78,6 +84,11 @@ pub struct EmbeddedStore {
 impl EmbeddedStore {
     /// Opens or makes a store in a directory of its own. Blocks while the log is recovered.
     pub fn open(directory: &Path, durability: Durability) -> Result<Arc<Self>, OpenError> {
+        let synced = match durability {
+            Durability::Memory => false,
+            Durability::Fsynced => true,
+            Durability::Replicated(_) => return Err(OpenError::Alone(durability)),
+        };
         let unusable = |reason| OpenError::Directory { directory: directory.into(), reason };
         std::fs::create_dir_all(directory).map_err(unusable)?;
         let lock = lock(directory)?;
@@ -89,7 +100,7 @@ impl EmbeddedStore {
         let partitions = disk.partitions().map_err(|error| damaged(directory, &error))?;
         let (told, healthy) = watch::channel(true);
         let sessions = Sessions::load(&disk).map_err(|error| damaged(directory, &error))?;
-        let machine = Machine::new(disk.clone(), partitions, sessions, durability);
+        let machine = Machine::new(disk.clone(), partitions, sessions, synced);
         let (committer, thread) = Committer::start(machine, told).map_err(unusable)?;
         let description = format!("embedded {} ({durability})", directory.display());
         let (disk, committer, thread) = (Some(disk), Some(committer), Some(thread));

@@ -1,26 +1,39 @@
-//! The store on Redis 7.0 and later: entries in a stream per partition, everything of a partition in one slot. It keeps no
-//! state of its own: any number of routers use one Redis, and terms decide between them.
+//! The store on Redis 7.0 and later, one server, behind sentinels, or a cluster: entries in a stream per partition, everything
+//! of a partition in one slot. It keeps no state of its own but on which connection each term was taken (`taken`): any number
+//! of routers use one Redis, and terms decide between them.
 //!
-//! Not here: Redis Cluster, Sentinel, TLS, `replicated:N`; opening says so.
+//! Not here: TLS; opening says so.
 
 mod answers;
 mod checks;
+mod cluster;
 mod config;
+mod confirm;
 mod connection;
+mod counts;
 mod cursors;
 mod filters;
 mod keys;
+mod live;
 mod log;
+mod one;
+mod routes;
 mod scripts;
+mod sentinel;
 mod session_scripts;
 mod sessions;
+mod slots;
+mod taken;
+mod url;
 mod users;
+mod view;
 
 use std::sync::Arc;
 
 use async_trait::async_trait;
 pub use config::{OpenError, RedisConfig};
 use connection::Server;
+use prometheus_client::registry::Registry;
 use tokio::sync::watch;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
@@ -50,6 +63,11 @@ impl RedisStore {
         let stop = shutdown.child_token();
         let server = Server::open(config, stop.clone()).await?;
         Ok(Arc::new(Self { server, _stop: stop.drop_guard() }))
+    }
+
+    /// Registers what it counts: lost connections, redirects of a cluster, entries that replicas did not confirm.
+    pub fn register(&self, metrics: &mut Registry) {
+        self.server.register(metrics);
     }
 }
 

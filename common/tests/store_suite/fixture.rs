@@ -7,7 +7,7 @@ use penstock_common::{
     name::{PartitionKey, TenantName},
     position::{EntryId, Term},
     store::{
-        AppendError, Durability, Entry, Role, Segment, Store, Totals, User,
+        AppendError, Durability, Entry, Role, Segment, Store, Took, Totals, User,
         embedded::EmbeddedStore,
         redis::{RedisConfig, RedisStore},
     },
@@ -15,11 +15,12 @@ use penstock_common::{
 use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
 
-use crate::redis_server::RedisServer;
+use crate::{redis_cluster::RedisCluster, redis_server::RedisServer};
 
 enum Under {
     Directory(TempDir),
     Server(RedisServer),
+    Cluster(RedisCluster),
 }
 
 pub struct Fixture {
@@ -40,6 +41,12 @@ impl Fixture {
         Self { store: Some(store), under: Under::Server(server) }
     }
 
+    /// On a cluster that other tests use after this one: see `cluster`.
+    pub async fn cluster(cluster: RedisCluster) -> Self {
+        let store = open_cluster(&cluster).await;
+        Self { store: Some(store), under: Under::Cluster(cluster) }
+    }
+
     pub fn store(&self) -> Arc<dyn Store> {
         Arc::clone(self.store.as_ref().unwrap())
     }
@@ -56,12 +63,21 @@ impl Fixture {
                 server.start_again();
                 open_redis(server).await
             }
+            Under::Cluster(cluster) => {
+                cluster.restart();
+                open_cluster(cluster).await
+            }
         });
     }
 }
 
 pub fn redis_config(server: &RedisServer) -> RedisConfig {
     RedisConfig::new(server.url(), Durability::Fsynced)
+}
+
+pub async fn open_cluster(cluster: &RedisCluster) -> Arc<RedisStore> {
+    let config = RedisConfig::new(cluster.url(), Durability::Fsynced);
+    RedisStore::open(config, &CancellationToken::new()).await.unwrap()
 }
 
 pub async fn open_redis(server: &RedisServer) -> Arc<RedisStore> {
@@ -91,7 +107,11 @@ pub struct Home {
 
 impl Home {
     pub async fn take(store: &Arc<dyn Store>, partition: &PartitionKey, holder: u64) -> Self {
-        let took = store.take(partition, holder).await.unwrap();
+        Self::of(store, partition, &store.take(partition, holder).await.unwrap())
+    }
+
+    /// After a take.
+    pub fn of(store: &Arc<dyn Store>, partition: &PartitionKey, took: &Took) -> Self {
         let (term, totals, next) = (took.term, took.totals, took.totals.records + 1);
         Self { store: Arc::clone(store), partition: partition.clone(), term, totals, next }
     }

@@ -171,7 +171,7 @@ async fn a_full_server_refuses_and_stores_nothing() {
 }
 
 #[tokio::test]
-async fn a_server_that_lost_its_data_fences_the_old_term() {
+async fn a_server_that_lost_its_data_takes_nothing_under_the_old_term() {
     let mut server = RedisServer::start(&[]);
     let store: Arc<dyn Store> = open(RedisConfig::new(server.url(), Durability::Memory)).await.unwrap();
     let mut home = Home::take(&store, &partition("acme", 0), 1).await;
@@ -181,8 +181,45 @@ async fn a_server_that_lost_its_data_fences_the_old_term() {
     healthy.wait_for(|healthy| !healthy).await.unwrap();
     server.start_again();
     healthy.wait_for(|healthy| *healthy).await.unwrap();
-    assert!(matches!(home.try_append(1, 5, 10).await, Err(AppendError::Fenced)));
+    assert!(matches!(home.try_append(1, 5, 10).await, Err(AppendError::Retake)));
+    let other: Arc<dyn Store> = open(RedisConfig::new(server.url(), Durability::Memory)).await.unwrap();
+    let fenced = other.append(&home.partition, home.term, &home.entry(1, 5, 10)).await;
+    assert!(matches!(fenced, Err(AppendError::Fenced)), "by the server too: {fenced:?}");
     assert_eq!(home.ids().await, []);
+}
+
+/// Otherwise ids that readers have seen would be given out again, to other entries.
+#[tokio::test]
+async fn a_term_that_was_taken_before_the_connection_broke_is_taken_again_before_the_next_append() {
+    let server = RedisServer::start(&[]);
+    let store: Arc<dyn Store> = open(RedisConfig::new(server.url(), Durability::Memory)).await.unwrap();
+    let mut home = Home::take(&store, &partition("acme", 0), 1).await;
+    let first = home.append(1, 5, 10).await;
+    let mut healthy = store.healthy();
+    server.command("CLIENT KILL TYPE normal SKIPME yes").unwrap();
+    healthy.wait_for(|healthy| !healthy).await.unwrap();
+    healthy.wait_for(|healthy| *healthy).await.unwrap();
+    let refused = home.try_append(1, 5, 10).await;
+    assert!(matches!(refused, Err(AppendError::Retake)), "{refused:?}");
+    assert_eq!(home.ids().await, [first], "and was not sent");
+    let mut again = Home::take(&store, &home.partition, 1).await;
+    assert!(again.append(1, 5, 10).await > first);
+}
+
+/// A replica that was promoted has another replication id, on the same port and perhaps over the same connection.
+#[tokio::test]
+async fn another_history_of_the_data_is_another_connection() {
+    let server = RedisServer::start(&[]);
+    let store: Arc<dyn Store> = open(RedisConfig::new(server.url(), Durability::Memory)).await.unwrap();
+    let mut home = Home::take(&store, &partition("acme", 0), 1).await;
+    home.append(1, 5, 10).await;
+    let mut healthy = store.healthy();
+    // A first replica begins a new history.
+    let _replica = RedisServer::start(&["--replicaof", &format!("127.0.0.1 {}", server.port())]);
+    let changed = tokio::time::timeout(Duration::from_secs(30), healthy.wait_for(|healthy| !healthy)).await;
+    changed.expect("noticed in time").unwrap();
+    healthy.wait_for(|healthy| *healthy).await.unwrap();
+    assert!(matches!(home.try_append(1, 5, 10).await, Err(AppendError::Retake)));
 }
 
 #[tokio::test]

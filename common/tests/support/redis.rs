@@ -33,7 +33,7 @@ impl RedisServer {
         let settings: Vec<String> = settings.iter().map(|s| (*s).to_owned()).collect();
         // Another process may take the free port first.
         for _ in 0..10 {
-            let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+            let port = free_port();
             let directory = tempfile::tempdir().unwrap();
             let child = spawn(port, &directory, &settings);
             let mut server = Self { child, port, directory, settings: settings.clone() };
@@ -46,6 +46,10 @@ impl RedisServer {
 
     pub fn url(&self) -> String {
         format!("redis://127.0.0.1:{}", self.port)
+    }
+
+    pub fn port(&self) -> u16 {
+        self.port
     }
 
     /// Ends it without warning.
@@ -85,7 +89,7 @@ impl RedisServer {
         let mut stream = TcpStream::connect(("127.0.0.1", self.port))?;
         stream.set_read_timeout(Some(Duration::from_secs(5)))?;
         stream.write_all(format!("{line}\r\n").as_bytes())?;
-        let mut answer = [0; 8_192];
+        let mut answer = [0; 16_384];
         let len = stream.read(&mut answer)?;
         Ok(String::from_utf8_lossy(&answer[..len]).into_owned())
     }
@@ -113,6 +117,11 @@ impl Drop for RedisServer {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// A port that nobody listens on now.
+pub fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
 fn spawn(port: u16, directory: &TempDir, settings: &[String]) -> Child {

@@ -16,8 +16,8 @@ use crate::{
     name::{PartitionKey, TenantName},
     position::{EntryId, Term},
     store::{
-        AppendError, CommitError, CursorChange, CursorStart, Cursors, Durability, GroupCursor, StoreError,
-        Took, Totals, User,
+        AppendError, CommitError, CursorChange, CursorStart, Cursors, GroupCursor, StoreError, Took, Totals,
+        User,
     },
 };
 
@@ -45,12 +45,9 @@ impl Machine {
         disk: Disk,
         partitions: HashMap<PartitionKey, Partition>,
         sessions: Sessions,
-        durability: Durability,
+        synced: bool,
     ) -> Self {
-        let mode = match durability {
-            Durability::Memory => PersistMode::Buffer,
-            Durability::Fsynced => PersistMode::SyncData,
-        };
+        let mode = if synced { PersistMode::SyncData } else { PersistMode::Buffer };
         let batch = disk.database.batch();
         Self {
             disk,

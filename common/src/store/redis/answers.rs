@@ -12,7 +12,7 @@ use crate::{
 impl From<Failure> for StoreError {
     fn from(failure: Failure) -> Self {
         match failure {
-            Failure::Lost(reason) => Self::Unavailable(reason),
+            Failure::Lost(reason) | Failure::Away(reason) => Self::Unavailable(reason),
             Failure::Refused { code, text } if code == "CORRUPT" => Self::Corrupt(text),
             Failure::Refused { text, .. } => Self::Refused(text),
             Failure::Unreadable(reason) => Self::Corrupt(reason),
@@ -25,7 +25,7 @@ impl From<Failure> for AppendError {
         match failure {
             // The one way in which XADD refuses an id that it can read.
             Failure::Refused { text, .. } if text.contains("equal or smaller") => Self::Fenced,
-            Failure::Refused { text, .. } => Self::Refused(text),
+            Failure::Refused { text, .. } | Failure::Away(text) => Self::Refused(text),
             Failure::Lost(reason) | Failure::Unreadable(reason) => Self::Lost(reason),
         }
     }

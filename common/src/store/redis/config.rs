@@ -3,14 +3,14 @@
 
 use std::{fmt, time::Duration};
 
-use redis::IntoConnectionInfo;
-
+use super::url::address;
 use crate::store::durability::Durability;
 
 /// How to reach Redis and what to ask of it.
 #[derive(Clone)]
 pub struct RedisConfig {
-    /// `redis://[[user]:password@]host[:port][/db]` or `unix://path`.
+    /// `redis://[[user]:password@]host[:port][/db]`, `unix://path`, `redis+cluster://[login@]host[:port],…` (some nodes of
+    /// the cluster) or `redis+sentinel://[login@]host[:port],…/name-of-the-primary[/db]`.
     pub url: String,
     /// What an answered append means; the server must be able to honour it.
     pub durability: Durability,
@@ -18,18 +18,22 @@ pub struct RedisConfig {
     pub connect_timeout: Duration,
     /// For any answer; when it passes, the connection is given up and everything in flight is lost.
     pub response_timeout: Duration,
+    /// How long replicas have to confirm what was appended (`replicated:N`); less than `response_timeout`. What they did not
+    /// confirm by then is in doubt.
+    pub replica_timeout: Duration,
     /// Work with a server whose CONFIG can't be read (managed services): the operator vouches for it.
     pub accept_unreadable_config: bool,
 }
 
 impl RedisConfig {
-    /// Defaults: connect within 2 s, answers within 5 s, a readable CONFIG.
+    /// Defaults: connect within 2 s, answers within 5 s, replicas within 2 s, a readable CONFIG.
     pub fn new(url: impl Into<String>, durability: Durability) -> Self {
         Self {
             url: url.into(),
             durability,
             connect_timeout: Duration::from_secs(2),
             response_timeout: Duration::from_secs(5),
+            replica_timeout: Duration::from_secs(2),
             accept_unreadable_config: false,
         }
     }
@@ -69,9 +73,40 @@ pub enum OpenError {
     /// Writes belong on the primary.
     #[error("this Redis is a replica of {0}: connect to the primary")]
     Replica(String),
-    /// Partitions are in many nodes.
-    #[error("this Redis is a cluster node: Redis Cluster is not in this version")]
+    /// It has only some of the slots.
+    #[error("this Redis is a node of a cluster: use redis+cluster://host:port,host:port")]
     ClusterNode,
+    /// It is no cluster.
+    #[error("Redis at {0} is no node of a cluster (cluster-enabled no): use redis://host:port")]
+    NoCluster(String),
+    /// Some partitions would have no place.
+    #[error(
+        "{uncovered} of 16384 slots of the cluster at {address} have no primary that answers: look at redis-cli --cluster check"
+    )]
+    Uncovered {
+        /// Without the password.
+        address: String,
+        /// Slots.
+        uncovered: usize,
+    },
+    /// Sentinels answer, and none knows the primary.
+    #[error("no sentinel of {address} knows a primary of the name {name}: correct --redis")]
+    UnknownPrimary {
+        /// Without the password.
+        address: String,
+        /// The name that was asked for.
+        name: String,
+    },
+    /// An answer would not mean what was promised.
+    #[error("durability replicated:{replicas} needs {needs} in Redis, but it has {has}")]
+    NotReplicated {
+        /// How many were promised.
+        replicas: u32,
+        /// What must be set.
+        needs: String,
+        /// What is.
+        has: String,
+    },
     /// It would evict acknowledged entries.
     #[error(
         "Redis has maxmemory-policy {0}, which evicts acknowledged data: set maxmemory-policy noeviction"
@@ -90,62 +125,4 @@ pub enum OpenError {
         "Redis does not show its CONFIG ({0}): allow CONFIG GET for this user, or accept an unreadable one"
     )]
     UnreadableConfig(String),
-}
-
-/// Where a URL points, without user and password.
-pub(super) fn address(url: &str) -> String {
-    let (scheme, rest) = url.split_once("://").unwrap_or(("", url));
-    let host = rest.rsplit_once('@').map_or(rest, |(_, host)| host);
-    if scheme.is_empty() { host.into() } else { format!("{scheme}://{host}") }
-}
-
-/// Checks a URL and makes a client of it; connects nowhere.
-pub(super) fn client(url: &str) -> Result<redis::Client, OpenError> {
-    let scheme = url.split_once("://").map(|(scheme, _)| scheme);
-    let planned = match scheme {
-        Some("redis" | "unix" | "redis+unix") => None,
-        Some("rediss") => Some("TLS"),
-        Some(cluster) if cluster.starts_with("redis+cluster") => Some("Redis Cluster"),
-        Some(sentinel) if sentinel.starts_with("redis+sentinel") => Some("Sentinel"),
-        _ => return Err(OpenError::BadUrl(format!("{} is not redis://host:port", address(url)))),
-    };
-    if let Some(planned) = planned {
-        return Err(OpenError::BadUrl(format!("{planned} is not in this version: use redis://host:port")));
-    }
-    // What the parser says may quote the URL with its password.
-    let unreadable = |_| OpenError::BadUrl(format!("{} can't be read", address(url)));
-    redis::Client::open(url.into_connection_info().map_err(unreadable)?).map_err(unreadable)
-}
-
-#[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used)]
-    use super::*;
-
-    #[test]
-    fn kinds_of_url_that_are_not_served_are_refused_by_name() {
-        for (url, word) in [
-            ("rediss://h", "TLS"),
-            ("redis+cluster://h", "Cluster"),
-            ("redis+sentinel://h", "Sentinel"),
-            ("http://h", "redis://"),
-            ("h:6379", "redis://"),
-            ("", "redis://"),
-        ] {
-            let refused = client(url).unwrap_err().to_string();
-            assert!(refused.contains(word) && refused.contains("redis://host:port"), "{url}: {refused}");
-        }
-        assert!(client("redis://user:secret@h:6379/2").is_ok());
-    }
-
-    #[test]
-    fn a_password_is_never_printed() {
-        for url in
-            ["redis://u:secret@h:1", "redis://:secret@h:1", "redis://u:secret@h:x", "rediss://u:secret@h"]
-        {
-            let config = RedisConfig::new(url, Durability::Memory);
-            let refused = client(url).err().map(|e| e.to_string()).unwrap_or_default();
-            assert!(!format!("{config:?} {refused}").contains("secret"), "{url}");
-        }
-    }
 }

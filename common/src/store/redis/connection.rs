@@ -1,86 +1,77 @@
-//! The way to Redis: two pipelined connections (what writes under a term is not held up by long reads), checked before
-//! they are used, watched, and made anew when either fails.
+//! The way to Redis: one server, or the primaries of a cluster. A command goes to whoever has its first key.
 //!
-//! Invariants: a command is sent at most once (only a script that the server doesn't know yet is sent again). A failure of
-//! one command of a connection fails every other in flight on both: `Failure::Lost`. Without a connection every call
-//! fails at once; callers are told by `healthy` and back off.
+//! Invariants: a command that may have been executed is never sent again by this module. What a node of a cluster refuses
+//! because the slot is elsewhere was not executed: it is sent again for a bounded time, while `cluster` finds out where.
+//! Without a connection every call fails at once; callers are told by `healthy` and back off.
 
 use std::{sync::Arc, time::Duration};
 
-use arc_swap::ArcSwapOption;
-use redis::{
-    AsyncConnectionConfig, Client, Cmd, ErrorKind, RedisError, ScriptInvocation, ServerErrorKind, Value,
-    aio::MultiplexedConnection,
+use arc_swap::ArcSwap;
+use prometheus_client::registry::Registry;
+use redis::{Arg, Cmd, RedisFuture, ScriptInvocation, Value, aio::ConnectionLike};
+use tokio::{
+    sync::{Notify, watch},
+    time::{self, Instant},
 };
-use tokio::{sync::watch, time};
 use tokio_util::sync::CancellationToken;
 
+pub(super) use super::live::{Failure, Way};
 use super::{
-    checks::{Facts, said},
-    config::{OpenError, RedisConfig, address, client},
+    cluster,
+    config::{OpenError, RedisConfig},
+    live::{Dialer, Live},
+    one,
+    routes::Routes,
+    taken::{Taken, Taking},
+    url::Kind,
 };
 
-/// Between looks at an idle connection.
-const PING_EVERY: Duration = Duration::from_secs(1);
-/// Looks until the server is asked again whether it can honour the durability.
-const PINGS_PER_CHECK: u32 = 10;
-const BACKOFF_FIRST: Duration = Duration::from_millis(20);
-const BACKOFF_MOST: Duration = Duration::from_secs(1);
-/// Commands that wait to be written to the socket; further callers wait.
-const QUEUE: usize = 1_024;
-/// Bytes gathered for one write to the socket.
-const WRITE_BYTES: usize = 256 * 1024;
+/// How long a command waits for its slot to have a place.
+const REDIRECTED_FOR: Duration = Duration::from_secs(2);
+const BACKOFF_FIRST: Duration = Duration::from_millis(5);
+const BACKOFF_MOST: Duration = Duration::from_millis(100);
 
-/// Why a command gave no result.
-#[derive(Debug)]
-pub(super) enum Failure {
-    /// Whether it was executed is unknown.
-    Lost(String),
-    /// The server answered with an error: it was not executed.
-    Refused {
-        /// First word of the error.
-        code: String,
-        /// All of it.
-        text: String,
-    },
-    /// The answer makes no sense.
-    Unreadable(String),
-}
-
-/// Which of the connections.
-#[derive(Clone, Copy)]
-pub(super) enum Way {
-    /// Appends and what is small.
-    Write,
-    /// What may be long.
-    Read,
-}
-
-struct Live {
-    write: MultiplexedConnection,
-    read: MultiplexedConnection,
-    /// Ends everything that is in flight.
-    cut: CancellationToken,
-}
-
-/// Redis as seen from here: the present connections, if any.
+/// Redis as seen from here.
 pub(super) struct Server {
-    config: RedisConfig,
-    client: Client,
-    live: ArcSwapOption<Live>,
+    pub(super) dialer: Dialer,
+    routes: ArcSwap<Routes>,
     healthy: watch::Sender<bool>,
+    /// A node said that things are elsewhere.
+    pub(super) stale: Notify,
+    pub(super) taken: Taken,
+}
+
+/// A command, or a script with the command that it is.
+enum Call<'a> {
+    Command(&'a Cmd),
+    Script(&'a ScriptInvocation<'a>, Cmd),
+}
+
+/// How a call is sent.
+#[derive(Clone, Copy)]
+enum Manner {
+    Plain(Way),
+    /// A read of one key, which is here or, while its slot is moved, there. What writes waits instead: until the slot is the
+    /// other node's, that node may lose it again.
+    Following,
+    /// Its answer means stored at the durability class.
+    Stored,
 }
 
 impl Server {
     /// Connects, checks, and keeps doing so in a task of the current runtime until `stop`.
     pub(super) async fn open(config: RedisConfig, stop: CancellationToken) -> Result<Arc<Self>, OpenError> {
-        let client = client(&config.url)?;
-        let server =
-            Self { config, client, live: ArcSwapOption::empty(), healthy: watch::Sender::new(false) };
-        let live = server.connect().await?;
-        let server = Arc::new(server);
-        server.present(&live);
-        tokio::spawn(Arc::clone(&server).keep(live, stop));
+        let server = Arc::new(Self {
+            dialer: Dialer::new(config)?,
+            routes: ArcSwap::from_pointee(Routes::One(None)),
+            healthy: watch::Sender::new(false),
+            stale: Notify::new(),
+            taken: Taken::default(),
+        });
+        match server.is_cluster() {
+            true => cluster::open(&server, stop).await?,
+            false => one::open(&server, stop).await?,
+        }
         Ok(server)
     }
 
@@ -89,168 +80,184 @@ impl Server {
     }
 
     pub(super) fn describe(&self) -> String {
-        format!("{} ({})", address(&self.config.url), self.config.durability)
+        format!("{} ({})", self.dialer.target.shown, self.dialer.config.durability)
     }
 
-    /// Sends a command once.
+    pub(super) fn register(&self, registry: &mut Registry) {
+        self.dialer.counts.register(registry);
+    }
+
+    pub(super) fn is_cluster(&self) -> bool {
+        self.dialer.target.kind == Kind::Cluster
+    }
+
+    /// From now on keys go there.
+    pub(super) fn route(&self, routes: Routes, healthy: bool) {
+        self.routes.store(Arc::new(routes));
+        self.healthy.send_if_modified(|was| std::mem::replace(was, healthy) != healthy);
+    }
+
+    /// Where a key is now.
+    pub(super) fn find(&self, key: &[u8]) -> Option<Arc<Live>> {
+        self.routes.load().find(key).cloned()
+    }
+
+    /// Every primary, for walks over all keys.
+    pub(super) fn primaries(&self) -> Result<Vec<Arc<Live>>, Failure> {
+        let routes = self.routes.load();
+        let complete = *self.healthy.borrow() && !routes.all().is_empty();
+        if complete { Ok(routes.all().to_vec()) } else { Err(not_connected()) }
+    }
+
+    /// Sends a command to whoever has its first key.
     pub(super) async fn send(&self, way: Way, command: &Cmd) -> Result<Value, Failure> {
-        let live = self.current()?;
-        let mut connection = live.connection(way);
-        let answer = live.cut.run_until_cancelled(command.query_async(&mut connection)).await;
-        settle(&live, answer)
+        if self.is_cluster() {
+            let manner = if way == Way::Read { Manner::Following } else { Manner::Plain(way) };
+            return self.redirected(&Call::Command(command), manner).await.map(|(value, _)| value);
+        }
+        self.find(&[]).ok_or_else(not_connected)?.send(way, command).await
     }
 
-    /// Runs a script.
+    /// The same for one step of a scan, and tells which connection (`Live::number`) answered: a scan that goes on on
+    /// another one misses things.
+    pub(super) async fn step(&self, command: &Cmd) -> Result<(Value, u64), Failure> {
+        self.redirected(&Call::Command(command), Manner::Plain(Way::Read)).await
+    }
+
+    /// Runs a script at whoever has its first key.
     pub(super) async fn run(&self, way: Way, script: &ScriptInvocation<'_>) -> Result<Value, Failure> {
-        let live = self.current()?;
-        let mut connection = live.connection(way);
-        let answer = live.cut.run_until_cancelled(script.invoke_async(&mut connection)).await;
-        settle(&live, answer)
+        if self.is_cluster() {
+            let command = command_of(script).await;
+            let call = Call::Script(script, command);
+            return self.redirected(&call, Manner::Plain(way)).await.map(|(value, _)| value);
+        }
+        self.find(&[]).ok_or_else(not_connected)?.run(way, script).await
     }
 
-    fn current(&self) -> Result<Arc<Live>, Failure> {
-        self.live.load_full().ok_or_else(|| Failure::Lost("not connected".into()))
+    /// Runs a script whose answer means stored at the durability class; tells which connection answered.
+    pub(super) async fn run_stored(&self, script: &ScriptInvocation<'_>) -> Result<(Value, u64), Failure> {
+        let call = Call::Script(script, command_of(script).await);
+        self.redirected(&call, Manner::Stored).await
     }
 
-    fn present(&self, live: &Arc<Live>) {
-        self.live.store(Some(Arc::clone(live)));
-        self.healthy.send_replace(true);
+    /// Where the partition's log is, if its term was taken there: otherwise nothing may be appended under it.
+    pub(super) fn holds(&self, taking: &Taking) -> Option<Arc<Live>> {
+        self.find(taking.log.as_bytes()).filter(|live| live.number == taking.live)
     }
 
-    async fn keep(self: Arc<Self>, mut live: Arc<Live>, stop: CancellationToken) {
-        loop {
-            let stopped = stop.run_until_cancelled(self.watch(&live)).await.is_none();
-            self.live.store(None);
-            self.healthy.send_replace(false);
-            live.cut.cancel();
-            if stopped {
-                return;
-            }
-            tracing::warn!(redis = address(&self.config.url), "lost the connection to Redis");
-            let Some(next) = stop.run_until_cancelled(self.reconnect()).await else { return };
-            live = next;
-            self.present(&live);
-            tracing::info!(redis = address(&self.config.url), "connected to Redis again");
+    async fn attempt(&self, live: &Live, call: &Call<'_>, manner: Manner) -> Result<Value, Failure> {
+        let (way, follows) = match manner {
+            Manner::Stored => return live.store(call.command().clone()).await,
+            Manner::Following => (Way::Read, true),
+            Manner::Plain(way) => (way, false),
+        };
+        match live.send(way, call.command()).await {
+            Err(Failure::Refused { code, text }) if follows && code == "ASK" => match self.at(&text) {
+                Some(target) => {
+                    self.dialer.counts.redirected(&code);
+                    target.asking(call.command()).await
+                }
+                None => Err(Failure::Refused { code, text }),
+            },
+            answer => answer,
         }
     }
 
-    /// Returns when the connections must be given up.
-    async fn watch(&self, live: &Live) {
-        let look = async {
-            for pings in 1u32.. {
-                time::sleep(PING_EVERY).await;
-                for way in [Way::Write, Way::Read] {
-                    let ping: Result<String, _> =
-                        redis::cmd("PING").query_async(&mut live.connection(way)).await;
-                    if ping.is_err() {
-                        return;
-                    }
-                }
-                if pings % PINGS_PER_CHECK == 0
-                    && let Err(error) = self.check(&mut live.connection(Way::Read)).await
-                {
-                    tracing::error!(%error, "Redis is not usable any more");
-                    return;
-                }
-            }
-        };
-        live.cut.run_until_cancelled(look).await;
-    }
-
-    async fn reconnect(&self) -> Arc<Live> {
-        let mut backoff = BACKOFF_FIRST;
-        let mut told = None;
+    /// Sends until a node has the slot, for a bounded time. Nothing is sent again that may have been executed.
+    async fn redirected(&self, call: &Call<'_>, manner: Manner) -> Result<(Value, u64), Failure> {
+        let key = first_key(call.command()).to_vec();
+        let (end, mut backoff, mut loaded) = (Instant::now() + REDIRECTED_FOR, BACKOFF_FIRST, None);
         loop {
-            match self.connect().await {
-                Ok(live) => return live,
-                Err(error) if told.as_ref() == Some(&error) => {}
-                Err(error) => {
-                    tracing::warn!(%error, "can't connect to Redis, trying on");
-                    told = Some(error);
+            let live = self.find(&key).ok_or_else(not_connected)?;
+            let (code, text) = match (self.attempt(&live, call, manner).await, call) {
+                (Ok(value), _) => return Ok((value, live.number)),
+                (Err(Failure::Refused { code, .. }), Call::Script(script, _))
+                    if code == "NOSCRIPT" && loaded != Some(live.number) =>
+                {
+                    live.load(script).await?;
+                    loaded = Some(live.number);
+                    continue;
                 }
+                (Err(Failure::Refused { code, text }), _) if is_redirect(&code) => (code, text),
+                (Err(other), _) => return Err(other),
+            };
+            self.moved(&code);
+            if Instant::now() >= end {
+                return Err(Failure::Away(text));
             }
-            // Jitter: routers that lost one server together must not return together.
             time::sleep(backoff.mul_f64(rand::random_range(0.5..1.0))).await;
             backoff = (backoff * 2).min(BACKOFF_MOST);
         }
     }
 
-    async fn connect(&self) -> Result<Arc<Live>, OpenError> {
-        let attempt = async {
-            let mut write = self.one_connection().await?;
-            self.check(&mut write).await?;
-            let read = self.one_connection().await?;
-            Ok(Arc::new(Live { write, read, cut: CancellationToken::new() }))
-        };
-        let late = |_| self.unreachable(format!("no answer within {:?}", self.config.connect_timeout));
-        time::timeout(self.config.connect_timeout, attempt).await.map_err(late)?
+    /// A node pointed elsewhere: the table may be old.
+    pub(super) fn moved(&self, code: &str) {
+        self.dialer.counts.redirected(code);
+        self.stale.notify_one();
     }
 
-    async fn one_connection(&self) -> Result<MultiplexedConnection, OpenError> {
-        let settings = AsyncConnectionConfig::new()
-            .set_connection_timeout(Some(self.config.connect_timeout))
-            .set_response_timeout(Some(self.config.response_timeout))
-            .set_pipeline_buffer_size(QUEUE)
-            .set_write_backpressure_boundary(WRITE_BYTES);
-        let connection = self.client.get_multiplexed_async_connection_with_config(&settings).await;
-        connection.map_err(|error| self.refused(&error))
-    }
-
-    async fn check(&self, connection: &mut MultiplexedConnection) -> Result<(), OpenError> {
-        let facts = Facts::ask(connection).await.map_err(|error| self.refused(&error))?;
-        facts.check(self.config.durability, self.config.accept_unreadable_config)
-    }
-
-    fn refused(&self, error: &RedisError) -> OpenError {
-        let login = error.kind() == ErrorKind::AuthenticationFailed
-            || matches!(error.code(), Some("NOAUTH" | "WRONGPASS" | "NOPERM"));
-        if login {
-            OpenError::Login { address: address(&self.config.url), reason: said(error) }
-        } else {
-            self.unreachable(said(error))
-        }
-    }
-
-    fn unreachable(&self, reason: String) -> OpenError {
-        OpenError::Unreachable { address: address(&self.config.url), reason }
+    /// The node that an `ASK <slot> <host>:<port>` names, if it is connected.
+    fn at(&self, asked: &str) -> Option<Arc<Live>> {
+        let address = format!("redis://{}", asked.rsplit(' ').next()?);
+        self.routes.load().all().iter().find(|live| live.address == address).cloned()
     }
 }
 
-impl Live {
-    fn connection(&self, way: Way) -> MultiplexedConnection {
-        match way {
-            Way::Write => self.write.clone(),
-            Way::Read => self.read.clone(),
+impl Call<'_> {
+    fn command(&self) -> &Cmd {
+        match self {
+            Self::Command(command) => command,
+            Self::Script(_, command) => command,
         }
     }
 }
 
-fn settle(live: &Live, answer: Option<Result<Value, RedisError>>) -> Result<Value, Failure> {
-    let error = match answer {
-        Some(Ok(value)) => return Ok(value),
-        Some(Err(error)) => error,
-        None => return Err(Failure::Lost("the connection was given up".into())),
-    };
-    let failure = classify(&error);
-    let elsewhere = matches!(
-        error.kind(),
-        ErrorKind::Server(
-            ServerErrorKind::ReadOnly | ServerErrorKind::MasterDown | ServerErrorKind::BusyLoading
-        )
-    );
-    // A server that is no primary any more is to be checked again.
-    if elsewhere || !matches!(failure, Failure::Refused { .. }) {
-        live.cut.cancel();
-    }
-    Err(failure)
+/// Whether an answer means: not executed, for the slot is elsewhere or has no place now.
+pub(super) fn is_redirect(code: &str) -> bool {
+    matches!(code, "MOVED" | "ASK" | "TRYAGAIN" | "CLUSTERDOWN")
 }
 
-fn classify(error: &RedisError) -> Failure {
-    match (error.kind(), error.code()) {
-        (ErrorKind::Server(_) | ErrorKind::Extension, Some(code)) => {
-            Failure::Refused { code: code.into(), text: said(error) }
-        }
-        (ErrorKind::Parse | ErrorKind::UnexpectedReturnType, _) => Failure::Unreadable(error.to_string()),
-        _ => Failure::Lost(error.to_string()),
+pub(super) fn not_connected() -> Failure {
+    Failure::Away("not connected".into())
+}
+
+/// The key that a command is about: of `EVALSHA <sha> <keys> <key>…` the first one, otherwise what follows its name.
+fn first_key(command: &Cmd) -> &[u8] {
+    let mut parts = command.args_iter().map(|part| match part {
+        Arg::Simple(bytes) => bytes,
+        _ => &[],
+    });
+    let name = parts.next().unwrap_or_default();
+    let skipped = if name == b"EVALSHA" { 2 } else { 0 };
+    parts.nth(skipped).unwrap_or_default()
+}
+
+/// Takes the command of a script down instead of sending it.
+struct Scribe(Cmd);
+
+async fn command_of(script: &ScriptInvocation<'_>) -> Cmd {
+    let mut scribe = Scribe(Cmd::new());
+    // Nil is what it answers.
+    let _: Result<Value, _> = script.invoke_async(&mut scribe).await;
+    scribe.0
+}
+
+impl ConnectionLike for Scribe {
+    fn req_packed_command<'a>(&'a mut self, command: &'a Cmd) -> RedisFuture<'a, Value> {
+        self.0 = command.clone();
+        Box::pin(async { Ok(Value::Nil) })
+    }
+
+    fn req_packed_commands<'a>(
+        &'a mut self,
+        _: &'a redis::Pipeline,
+        _: usize,
+        _: usize,
+    ) -> RedisFuture<'a, Vec<Value>> {
+        Box::pin(async { Ok(Vec::new()) })
+    }
+
+    fn get_db(&self) -> i64 {
+        0
     }
 }

@@ -18,6 +18,8 @@ use crate::{
 const LAST: &[u8] = b"#";
 /// Sessions read at a time: reading all of them at once would hold up everybody else.
 const STEP: usize = 1_000;
+/// Attempts to read all of them on one connection.
+const SCANS: usize = 3;
 
 pub(super) async fn publish(
     server: &Server,
@@ -45,18 +47,32 @@ pub(super) async fn withdraw(
 
 /// What changes while this reads may be in it or not: it is among the changes after `up_to`, which replace.
 pub(super) async fn table(server: &Server, tenant: &TenantName) -> Result<FilterTable, StoreError> {
+    for _ in 0..SCANS {
+        if let Some(table) = scan(server, tenant).await? {
+            return Ok(table);
+        }
+    }
+    Err(StoreError::Unavailable("the connection changed while filters were read".into()))
+}
+
+/// None when the connection changed: a cursor means nothing to another server, or to the same one that was restarted.
+async fn scan(server: &Server, tenant: &TenantName) -> Result<Option<FilterTable>, StoreError> {
     let key = keys::filters(tenant);
     let mut last = redis::cmd("HGET");
     last.arg(&key).arg(LAST);
     let up_to = match server.send(Way::Read, &last).await? {
-        Value::Nil => return Ok(FilterTable::default()),
+        Value::Nil => return Ok(Some(FilterTable::default())),
         number => answers::number(number)?,
     };
-    let (mut table, mut cursor) = (FilterTable { up_to, sessions: Vec::new() }, 0);
+    let (mut table, mut cursor, mut on) = (FilterTable { up_to, sessions: Vec::new() }, 0, None);
     loop {
         let mut scan = redis::cmd("HSCAN");
         scan.arg(&key).arg(cursor).arg("COUNT").arg(STEP);
-        let [next, found] = answers::fixed(server.send(Way::Read, &scan).await?)?;
+        let (answer, live) = server.step(&scan).await?;
+        if *on.get_or_insert(live) != live {
+            return Ok(None);
+        }
+        let [next, found] = answers::fixed(answer)?;
         let mut found = answers::array(found)?.into_iter();
         while let (Some(field), Some(value)) = (found.next(), found.next()) {
             let field = answers::bytes(field)?;
@@ -67,7 +83,7 @@ pub(super) async fn table(server: &Server, tenant: &TenantName) -> Result<Filter
         }
         cursor = answers::number(next)?;
         if cursor == 0 {
-            return Ok(table);
+            return Ok(Some(table));
         }
     }
 }

@@ -4,9 +4,10 @@ use redis::{Cmd, Value};
 
 use super::{
     answers,
-    connection::{Server, Way},
+    connection::{Failure, Server, Way, is_redirect},
     keys::Keys,
     scripts::TAKE_SCRIPT,
+    taken::Taking,
 };
 use crate::{
     name::PartitionKey,
@@ -25,15 +26,18 @@ pub(super) async fn take(server: &Server, partition: &PartitionKey, holder: u64)
     let keys = Keys::new(partition);
     let mut script = TAKE_SCRIPT.key(keys.term());
     script.key(keys.log()).key(keys.trimmed()).arg(holder);
-    let answer = server.run(Way::Write, &script).await?;
+    // Confirmed by replicas where that is promised: then so is everything before it in the log.
+    let (answer, live) = server.run_stored(&script).await?;
     let [term, previous, last, records, bytes, trimmed_records, trimmed_bytes] = answers::fixed(answer)?;
     let previous = answers::text(previous)?;
     let previous_holder = match previous.as_str() {
         "" => None,
         holder => Some(holder.parse().map_err(|_| answers::corrupt("a holder is no number"))?),
     };
+    let term = Term(answers::number(term)?);
+    server.taken.set(partition, Taking::new(partition, term, live));
     Ok(Took {
-        term: Term(answers::number(term)?),
+        term,
         previous_holder,
         last: answers::id(last)?,
         totals: Totals { records: answers::number(records)?, bytes: answers::number(bytes)? },
@@ -67,19 +71,43 @@ pub(super) async fn append(
     term: Term,
     entry: &Entry,
 ) -> Result<EntryId, AppendError> {
-    let key = Keys::new(partition).log();
+    let taking = match server.taken.get(partition).filter(|taking| taking.term == term) {
+        Some(taking) => taking,
+        // Not taken here, or taken again since: the server refuses it.
+        None => server.taken.stray(partition, term, |log| server.find(log).map(|live| live.number)),
+    };
+    let live = server.holds(&taking).ok_or(AppendError::Retake)?;
     let mut segments = Vec::new();
     encoding::put_segments(&mut segments, &entry.segments);
-    let mut xadd = Cmd::with_capacity(17, APPEND_FRAME + key.len() + segments.len() + entry.records.len());
+    let mut xadd =
+        Cmd::with_capacity(17, APPEND_FRAME + taking.log.len() + segments.len() + entry.records.len());
     // NOMKSTREAM: a log that is gone (its tenant was deleted, the server lost its data) is not begun again under an old
     // term, for nothing would fence that.
-    xadd.arg("XADD").arg(key).arg("NOMKSTREAM").arg(format!("{term}-*"));
+    xadd.arg("XADD").arg(&taking.log).arg("NOMKSTREAM").arg(&taking.next_id);
     xadd.arg("b").arg(&entry.records[..]).arg("s").arg(&segments[..]).arg("n").arg(entry.count);
     xadd.arg("t").arg(entry.first_received_at);
     xadd.arg("r").arg(entry.totals.records).arg("o").arg(entry.totals.bytes);
-    match server.send(Way::Write, &xadd).await? {
-        Value::Nil => Err(AppendError::Fenced),
-        answer => answers::id(answer).map_err(|error| AppendError::Lost(error.to_string())),
+    match live.store(xadd).await {
+        Ok(Value::Nil) => Err(AppendError::Fenced),
+        Ok(answer) => answers::id(answer).map_err(|error| AppendError::Lost(error.to_string())),
+        Err(Failure::Refused { code, text }) => Err(not_appended(server, &code, text)),
+        Err(failure) => Err(failure.into()),
+    }
+}
+
+/// The server answered with an error: nothing was written.
+fn not_appended(server: &Server, code: &str, text: String) -> AppendError {
+    match code {
+        "MOVED" => {
+            server.moved(code);
+            AppendError::Retake
+        }
+        "READONLY" | "MASTERDOWN" | "LOADING" => AppendError::Retake,
+        _ if is_redirect(code) => {
+            server.moved(code);
+            AppendError::Refused(text)
+        }
+        _ => Failure::Refused { code: code.into(), text }.into(),
     }
 }
 

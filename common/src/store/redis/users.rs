@@ -3,12 +3,14 @@
 
 use std::collections::BTreeMap;
 
-use redis::{Cmd, Value};
+use redis::Value;
 
 use super::{
     answers,
     connection::{Server, Way},
     keys,
+    live::Live,
+    slots::slot,
 };
 use crate::{
     name::TenantName,
@@ -17,6 +19,8 @@ use crate::{
 
 /// Keys that the server looks at in one step of a walk.
 const STEP: usize = 1_000;
+/// Walks over a cluster until one finds nothing: keys that are moved meanwhile escape one.
+const WALKS: usize = 8;
 
 pub(super) async fn put(
     server: &Server,
@@ -53,32 +57,45 @@ fn parse(answer: Value) -> Result<Option<User>, StoreError> {
     }
 }
 
+/// Users whose slot is moved to another node meanwhile may be missing.
 pub(super) async fn all(server: &Server, tenant: &TenantName) -> Result<Vec<User>, StoreError> {
     let pattern = keys::users_pattern(tenant);
     let mut users = BTreeMap::new();
-    let mut cursor = 0;
-    loop {
-        let (next, found) = step(server, cursor, &pattern).await?;
-        if !found.is_empty() {
-            let mut mget = redis::cmd("MGET");
-            mget.arg(found);
-            for answer in answers::array(server.send(Way::Read, &mget).await?)? {
-                if let Some(user) = parse(answer)? {
-                    users.insert(user.name.clone(), user);
+    for primary in server.primaries()? {
+        let mut cursor = 0;
+        loop {
+            let (next, found) = step(&primary, cursor, &pattern).await?;
+            for together in by_slot(found).into_values() {
+                let mut mget = redis::cmd("MGET");
+                mget.arg(together);
+                for answer in answers::array(server.send(Way::Read, &mget).await?)? {
+                    if let Some(user) = parse(answer)? {
+                        users.insert(user.name.clone(), user);
+                    }
                 }
             }
-        }
-        cursor = next;
-        if cursor == 0 {
-            return Ok(users.into_values().collect());
+            cursor = next;
+            if cursor == 0 {
+                break;
+            }
         }
     }
+    Ok(users.into_values().collect())
 }
 
-async fn step(server: &Server, cursor: u64, pattern: &str) -> Result<(u64, Vec<Vec<u8>>), StoreError> {
+/// Keys that one command may name.
+fn by_slot(keys: Vec<Vec<u8>>) -> BTreeMap<u16, Vec<Vec<u8>>> {
+    let mut together: BTreeMap<u16, Vec<Vec<u8>>> = BTreeMap::new();
+    for key in keys {
+        together.entry(slot(&key)).or_default().push(key);
+    }
+    together
+}
+
+async fn step(primary: &Live, cursor: u64, pattern: &str) -> Result<(u64, Vec<Vec<u8>>), StoreError> {
     let mut scan = redis::cmd("SCAN");
     scan.arg(cursor).arg("MATCH").arg(pattern).arg("COUNT").arg(STEP);
-    let [next, found] = answers::fixed(server.send(Way::Read, &scan).await?)?;
+    let [next, found] = answers::fixed(primary.send(Way::Read, &scan).await?)?;
     let found = answers::array(found)?.into_iter().map(answers::bytes).collect::<Result<_, _>>()?;
     Ok((answers::number(next)?, found))
 }
@@ -101,18 +118,35 @@ pub(super) async fn delete_tenant(
         unlink.arg(keys.term()).arg(keys.log());
         server.send(Way::Write, &unlink).await?;
     }
-    for pattern in keys::tenant_patterns(tenant) {
-        let mut cursor = 0;
-        loop {
-            let (next, found) = step(server, cursor, &pattern).await?;
-            for key in found {
-                server.send(Way::Write, Cmd::new().arg("UNLINK").arg(key)).await?;
-            }
-            cursor = next;
-            if cursor == 0 {
-                break;
+    server.taken.forget(tenant);
+    for _ in 0..WALKS {
+        let found = unlink_all(server, tenant).await?;
+        // On one server nothing hides from a walk.
+        if found == 0 || !server.is_cluster() {
+            return Ok(());
+        }
+    }
+    Err(StoreError::Unavailable("keys of the tenant are moved between nodes: try again".into()))
+}
+
+/// Walks over everything once; how many keys there were.
+async fn unlink_all(server: &Server, tenant: &TenantName) -> Result<usize, StoreError> {
+    let mut unlinked = 0;
+    for primary in server.primaries()? {
+        for pattern in keys::tenant_patterns(tenant) {
+            let mut cursor = 0;
+            loop {
+                let (next, found) = step(&primary, cursor, &pattern).await?;
+                unlinked += found.len();
+                for key in found {
+                    server.send(Way::Write, redis::cmd("UNLINK").arg(key)).await?;
+                }
+                cursor = next;
+                if cursor == 0 {
+                    break;
+                }
             }
         }
     }
-    Ok(())
+    Ok(unlinked)
 }
