@@ -21,6 +21,11 @@ use crate::{
     shard::Shard,
 };
 
+/// No user has a longer name or password, bytes. Routers need not be asked, and what all admissions together ask of a link
+/// stays below what may wait for it.
+const USER_MAX: usize = 128;
+const PASSWORD_MAX: usize = 1_024;
+
 /// A connection between CONNECT and CONNACK.
 pub(crate) struct Admission {
     tenant: TenantName,
@@ -65,13 +70,17 @@ impl Shard {
         let Some((tenant, user)) = self.split(&connect.username) else {
             return self.refuse(key, ConnectCode::NotAuthorized, "unknown_tenant");
         };
+        let password = connect.password.unwrap_or_default();
+        if user.len() > USER_MAX || password.len() > PASSWORD_MAX {
+            return self.refuse(key, ConnectCode::NotAuthorized, "denied");
+        }
         let Some(connection) = self.connections.get_mut(key) else { return };
         let unknown = IpAddr::from([0, 0, 0, 0]);
         let address = connection.transport.client_address().map_or(unknown, |address| address.ip());
         connection.admission = Some(Box::new(Admission {
             tenant,
             user,
-            password: connect.password.unwrap_or_default(),
+            password,
             client: connect.client,
             clean: connect.clean_session,
             address,
@@ -261,6 +270,9 @@ impl Shard {
             identity.since = wall;
         }
         let kind = connection.transport.kind();
+        if let Some(identity) = &connection.identity {
+            connection.session.limit_packets(identity.packet_bytes);
+        }
         connection.session.admit(Answer::Accepted { session_present }, now);
         self.admissions -= 1;
         self.shared.metrics.connections.of(kind).inc();
@@ -290,9 +302,10 @@ impl Shard {
                 ConnectCode::Unavailable => {
                     tracing::debug!(tenant = %admission.tenant, %client, %address, result, "a CONNECT is refused");
                 }
-                _ => {
+                _ if self.voice.speaks(now) => {
                     tracing::info!(tenant = %admission.tenant, %client, %address, result, "a CONNECT is refused")
                 }
+                _ => {}
             }
             self.forget_question(key, &admission);
         }

@@ -60,15 +60,24 @@ impl std::fmt::Debug for ClusterSecret {
 pub struct GatewayLimits {
     /// Largest MQTT packet, bytes with its headers. A tenant's limit may be lower.
     pub packet_bytes: u32,
-    /// Connections of a shard that are between accept and CONNECT, handshakes included; beyond, closed at once.
+    /// Connections of a shard that are between accept and CONNECT, handshakes included; beyond, the slowest is closed, or
+    /// the new one when none has been slow.
     pub handshakes: usize,
+    /// Bytes of packets that a shard holds in part; beyond, the connections whose packets take longest are closed.
+    pub half_bytes: usize,
+    /// Filters in one SUBSCRIBE or UNSUBSCRIBE; beyond, closed.
+    pub filters_per_packet: u16,
+    /// What a client may say a second that stores nothing (see [`SessionLimits`]); beyond, it is read later.
+    pub control_rate: u16,
+    /// The kernel's buffer of a connection in each direction, bytes; 0 leaves it to the system.
+    pub socket_bytes: usize,
     /// Connections of a shard that are between CONNECT and CONNACK; beyond, CONNACK 3.
     pub admissions: usize,
     /// Subscriptions of a session.
     pub subscriptions: u32,
     /// Deliveries of QoS 1 to a client that are not acknowledged.
     pub inflight_out: u16,
-    /// Bytes of deliveries that wait for a client.
+    /// Bytes of deliveries that wait for a client; beyond, the oldest of QoS 0 are dropped, then a clean session closes.
     pub outbound_bytes: u32,
     /// Publishes of a connection that were received and not yet settled.
     pub unsettled: u16,
@@ -83,6 +92,10 @@ impl Default for GatewayLimits {
         Self {
             packet_bytes: 1_048_576,
             handshakes: 8_192,
+            half_bytes: 64 << 20,
+            filters_per_packet: 64,
+            control_rate: 1_000,
+            socket_bytes: 256 << 10,
             admissions: 8_192,
             subscriptions: 1_000,
             inflight_out: 64,
@@ -102,6 +115,10 @@ pub struct GatewayTimeouts {
     pub store_ms: u64,
     /// From accept to a complete CONNECT: PROXY header, TLS and WebSocket handshake included.
     pub connect_ms: u64,
+    /// From the first byte of a packet to its last.
+    pub packet_ms: u64,
+    /// A client that reads nothing for this long while there is something to read is closed.
+    pub unread_ms: u64,
     /// Each remote step between CONNECT and CONNACK: credentials, home.
     pub admission_ms: u64,
     /// How long CONNACK waits for the older connection to be closed.
@@ -119,6 +136,8 @@ impl Default for GatewayTimeouts {
         Self {
             store_ms: 60_000,
             connect_ms: 10_000,
+            packet_ms: 60_000,
+            unread_ms: 120_000,
             admission_ms: 5_000,
             kick_ms: 1_000,
             pause_ms: 6_600,
@@ -171,25 +190,43 @@ impl GatewayConfig {
 
     /// What is wrong beside the transports.
     pub(crate) fn own_faults(&self) -> Vec<String> {
-        let mut faults = Vec::new();
-        let mut check = |fine: bool, line: &str| {
-            if !fine {
-                faults.push(line.to_owned());
-            }
-        };
-        check(self.shards <= 1_024, "shards: at most 1,024");
-        check(!self.node_id.is_empty(), "node_id: must not be empty");
-        check((256..=1_048_576).contains(&self.limits.packet_bytes), "limits.packet_bytes: 256 to 1,048,576");
-        check(self.limits.unsettled > 0, "limits.unsettled: at least 1");
-        check(self.limits.inflight_out > 0, "limits.inflight_out: at least 1");
-        check(self.limits.handshakes > 0, "limits.handshakes (--max-handshakes): at least 1");
-        check(self.timeouts.connect_ms >= 100, "timeouts.connect_ms (--connect-timeout): at least 100 ms");
-        check(self.limits.admissions > 0, "limits.admissions: at least 1");
-        check(self.limits.waiting_bytes > 0, "limits.waiting_bytes: at least 1");
-        check(self.timeouts.pause_ms >= 1_000, "timeouts.pause_ms: at least 1,000");
-        check(self.timeouts.store_ms >= 1_000, "timeouts.store_ms: at least 1,000");
-        check(self.timeouts.verdict_ms <= 300_000, "timeouts.verdict_ms: at most 300,000");
-        faults
+        let (limits, timeouts) = (&self.limits, &self.timeouts);
+        let checks = [
+            (self.shards <= 1_024, "shards: at most 1,024"),
+            (!self.node_id.is_empty(), "node_id: must not be empty"),
+            (limits.admissions > 0, "limits.admissions (--max-admissions): at least 1"),
+            (limits.control_rate > 0, "limits.control_rate (--control-rate): at least 1"),
+            (
+                (1..=1_000).contains(&limits.filters_per_packet),
+                "limits.filters_per_packet (--max-filters): 1 to 1,000",
+            ),
+            (limits.half_bytes >= 1 << 20, "limits.half_bytes (--max-half-packets): at least 1MiB"),
+            (limits.handshakes > 0, "limits.handshakes (--max-handshakes): at least 1"),
+            (
+                (1..=65_534).contains(&limits.inflight_out),
+                "limits.inflight_out (--max-inflight-out): 1 to 65,534",
+            ),
+            (limits.outbound_bytes >= 4_096, "limits.outbound_bytes (--max-outbound): at least 4KiB"),
+            (
+                (256..=1_048_576).contains(&limits.packet_bytes),
+                "limits.packet_bytes (--max-packet): 256 to 1,048,576",
+            ),
+            (
+                limits.socket_bytes == 0 || limits.socket_bytes >= 4_096,
+                "limits.socket_bytes (--socket-buffer): 0, or at least 4KiB",
+            ),
+            // Each is looked for among the others of its session.
+            (limits.subscriptions <= 10_000, "limits.subscriptions (--max-subscriptions): at most 10,000"),
+            (limits.unsettled > 0, "limits.unsettled (--max-inflight-in): at least 1"),
+            (limits.waiting_bytes > 0, "limits.waiting_bytes: at least 1"),
+            (timeouts.connect_ms >= 100, "timeouts.connect_ms (--connect-timeout): at least 100 ms"),
+            (timeouts.packet_ms >= 100, "timeouts.packet_ms (--packet-timeout): at least 100 ms"),
+            (timeouts.pause_ms >= 1_000, "timeouts.pause_ms: at least 1,000"),
+            (timeouts.store_ms >= 1_000, "timeouts.store_ms (--store-timeout): at least 1,000 ms"),
+            (timeouts.unread_ms >= 100, "timeouts.unread_ms (--unread-timeout): at least 100 ms"),
+            (timeouts.verdict_ms <= 300_000, "timeouts.verdict_ms: at most 300,000"),
+        ];
+        checks.into_iter().filter(|(fine, _)| !fine).map(|(_, line)| line.to_owned()).collect()
     }
 
     /// Every listener.
@@ -210,6 +247,8 @@ impl GatewayConfig {
             inflight_out: self.limits.inflight_out,
             outbound_bytes: self.limits.outbound_bytes,
             unsettled: self.limits.unsettled,
+            filters_per_packet: self.limits.filters_per_packet,
+            control_rate: self.limits.control_rate,
             connect_timeout: self.timeouts.connect_ms,
             persistent: true,
             ..SessionLimits::default()

@@ -24,10 +24,14 @@ use crate::{
 
 pub(crate) mod listener;
 mod opening;
+mod patience;
 pub(crate) mod table;
 
 /// Reads of one connection in one turn of its task; then others get theirs.
 const READS: usize = 4;
+/// What is read at once of a client whose lane has no room, and of one that has not connected: the rest may have to wait.
+const LOOK_AHEAD: usize = 16 * 1_024;
+const FIRST_READ: usize = 4 * 1_024;
 /// How long, and how much, is still read and thrown away after the last byte was written, so that the client's kernel
 /// does not discard it.
 const LINGER: Duration = Duration::from_secs(1);
@@ -49,6 +53,8 @@ fn poll(shard: &ShardCell, key: ConnectionKey, stream: &TcpStream, context: &mut
             connection.waker = Some(context.waker().clone());
         }
         if connection.blocked && stream.poll_write_ready(context).is_ready() {
+            // The client has read something.
+            connection.unread_until = u64::MAX;
             shard.transmit(key);
             continue;
         }
@@ -98,21 +104,22 @@ fn socket_shutdown(stream: &TcpStream) -> io::Result<()> {
 impl Shard {
     /// Reads once.
     fn read(&mut self, key: ConnectionKey) {
+        let most = self.most_to_read(key);
         let Some(connection) = self.connections.get_mut(key) else { return };
         if !connection.transport.is_plain() {
-            return self.read_wrapped(key);
+            return self.read_wrapped(key, most);
         }
         let own = !connection.rest.is_empty();
         let buffer = if own { &mut connection.rest } else { &mut self.buffer };
         let room = if own {
             let needs = connection.session.needs(buffer).unwrap_or_default();
             // Grows with what really came, so that a header alone reserves little.
-            needs.saturating_sub(buffer.len()).clamp(1_024, buffer.len().clamp(4_096, READ_BYTES))
+            needs.saturating_sub(buffer.len()).clamp(1_024, buffer.len().clamp(4_096, most))
         } else {
-            READ_BYTES
+            most
         };
         buffer.reserve(room);
-        let read = connection.transport.read_plain(buffer);
+        let read = connection.transport.read_plain(buffer, room);
         if connection.opening && transport::is_tls(buffer) {
             buffer.clear();
             return self.fail(key, &Fault::UnexpectedTls);
@@ -129,6 +136,16 @@ impl Shard {
         self.after_read(key, read);
     }
 
+    fn most_to_read(&self, key: ConnectionKey) -> usize {
+        if self.connections.get(key).is_some_and(|connection| connection.opening) {
+            FIRST_READ
+        } else if self.has_no_room(key) {
+            LOOK_AHEAD
+        } else {
+            READ_BYTES
+        }
+    }
+
     /// The transport has ended, or failed.
     fn after_read(&mut self, key: ConnectionKey, read: io::Result<usize>) {
         match read {
@@ -142,12 +159,18 @@ impl Shard {
 
     /// Gives bytes to the session and does what it asks for.
     pub(crate) fn receive(&mut self, key: ConnectionKey, mut input: Bytes) {
+        let hold_subscribes = self.holds_subscribes(key);
         loop {
             let hold = self.holds(key);
             let now = self.now;
             let Some(connection) = self.connections.get_mut(key) else { return };
             connection.session.hold_publishes(hold, now);
+            connection.session.hold_subscribes(hold_subscribes);
             let consumed = connection.session.receive(&input, now);
+            if consumed > 0 {
+                // The next packet has a time of its own.
+                connection.half_until = u64::MAX;
+            }
             input.advance(consumed);
             self.serve_events(key);
             if consumed == 0 {
@@ -173,11 +196,7 @@ impl Shard {
                 }
                 Event::Publish { publish, token } => {
                     self.shared.metrics.received(publish.qos);
-                    if self.fits_tenant(key, publish.topic.len() + publish.payload.len()) {
-                        self.publish(key, &publish, token, false);
-                    } else {
-                        self.close(key, CloseReason::PacketTooLarge);
-                    }
+                    self.publish(key, &publish, token, false);
                 }
                 Event::Subscribe { packet_id, filters } if kept => {
                     self.keep_subscribe(key, packet_id, filters)
@@ -198,10 +217,6 @@ impl Shard {
         }
     }
 
-    fn fits_tenant(&self, key: ConnectionKey, bytes: usize) -> bool {
-        self.connections.identity(key).is_none_or(|identity| bytes <= identity.packet_bytes as usize)
-    }
-
     /// The connection's part of the end of a turn.
     pub(crate) fn serve(&mut self, key: ConnectionKey) {
         if let Some(connection) = self.connections.get_mut(key) {
@@ -210,6 +225,7 @@ impl Shard {
         self.serve_events(key);
         self.step_mail(key);
         self.transmit(key);
+        self.note_half(key);
         self.schedule(key);
         if let Some(connection) = self.connections.get_mut(key)
             && (connection.blocked || (connection.session.wants_read() && !connection.reading))
@@ -224,8 +240,9 @@ impl Shard {
         match connection.transport.write(&mut connection.session, &mut self.scratch) {
             Ok(all) => {
                 let was_blocked = std::mem::replace(&mut connection.blocked, !all);
-                if was_blocked && all && connection.kept.is_some() {
-                    // There may be room for mail.
+                let room_for_mail = was_blocked && all && connection.kept.is_some();
+                self.note_unread(key);
+                if room_for_mail {
                     self.touch(key);
                 }
             }
@@ -246,6 +263,8 @@ impl Shard {
         if let Some(connection) = self.connections.get_mut(key) {
             let _ = connection.transport.write(&mut connection.session, &mut self.scratch);
             connection.transport.finish(reason, &mut self.scratch);
+            let half = std::mem::take(&mut connection.half_bytes);
+            self.count_half(half, 0);
         }
         self.not_opened(key, reason);
         self.log_end(key, reason);
@@ -271,7 +290,18 @@ impl Shard {
     }
 
     /// Says who ended why; what an operator has to look for (a looping bridge, a client that can't keep up) louder.
-    fn log_end(&self, key: ConnectionKey, reason: CloseReason) {
+    fn log_end(&mut self, key: ConnectionKey, reason: CloseReason) {
+        let loud = matches!(
+            reason,
+            CloseReason::TopicReserved
+                | CloseReason::TopicSystem
+                | CloseReason::Overrun
+                | CloseReason::StoreTimeout
+                | CloseReason::PublishQuota
+        );
+        if loud && !self.voice.speaks(self.now) {
+            return;
+        }
         let (client, label) = (self.name_of(key), reason.label());
         match reason {
             CloseReason::TopicReserved | CloseReason::TopicSystem => {
@@ -315,6 +345,7 @@ impl Shard {
             }
             connection.scheduled = u64::MAX;
             connection.session.tick(now);
+            self.tick_patience(key);
             self.tick_admission(key);
             self.tick_mail(key);
             self.touch(key);

@@ -103,6 +103,7 @@ impl Shard {
         let Some(connection) = self.connections.get_mut(key) else { return Delivered::NotOpen };
         let delivered = connection.session.deliver(&Delivery { topic, payload, qos, token });
         self.shared.metrics.deliveries.count(delivered);
+        self.shared.metrics.deliveries.displaced(connection.session.take_displaced());
         self.touch(key);
         delivered
     }

@@ -33,6 +33,7 @@ mod subscriptions;
 mod tenants;
 mod transport;
 mod uplink;
+mod voice;
 
 pub use config::{ClusterSecret, GatewayConfig, transports::TransportKind};
 pub use start::{Gateway, RunningGateway, StartError};

@@ -242,7 +242,7 @@ impl Shard {
         let Some(kept) = connection.kept.as_deref() else { return };
         let idle = kept.opened && connection.admitted && kept.step.is_none() && now >= kept.not_before;
         let wanted = kept.ringing || !kept.acknowledged.is_empty() || now >= kept.look_at;
-        let waiting = connection.session.outbound_bytes();
+        let waiting = connection.session.firm_bytes();
         if !idle || !wanted || !connection.session.is_open() {
             return;
         }
@@ -319,7 +319,9 @@ impl Shard {
                 tracing::warn!(client = self.name_of(key), number = letter.number, "mail can't be delivered");
                 return self.close(key, CloseReason::SessionLost);
             }
+            let displaced = connection.session.take_displaced();
             self.shared.metrics.deliveries.count(penstock_mqtt::session::Delivered::Sent);
+            self.shared.metrics.deliveries.displaced(displaced);
             if let Some(kept) = self.kept(key) {
                 kept.received = kept.received.max(letter.number);
             }

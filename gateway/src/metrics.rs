@@ -24,6 +24,7 @@ type Labels = [(&'static str, &'static str); 1];
 pub(crate) struct Metrics {
     pub(crate) connections: Connections,
     pub(crate) opening: Gauge,
+    pub(crate) half_bytes: Gauge,
     pub(crate) received: [Counter; 2],
     pub(crate) refused: Refused,
     pub(crate) dropped_backpressure: Counter,
@@ -37,6 +38,7 @@ pub(crate) struct Metrics {
     pub(crate) link_credit: Gauge,
     pub(crate) links: Gauge,
     pub(crate) pauses: Counter,
+    pub(crate) subscriptions_refused: Counter,
     connects: Family<Labels, Counter>,
     closes: Family<Labels, Counter>,
     transport_failures: Family<[(&'static str, &'static str); 2], Counter>,
@@ -79,10 +81,21 @@ pub(crate) struct Deliveries {
     queued: Counter,
     dropped: Counter,
     overrun: Counter,
+    refused: Counter,
     other: Counter,
 }
 
 impl Deliveries {
+    /// Of QoS 0, for newer ones to have room.
+    pub(crate) fn displaced(&self, count: u32) {
+        self.dropped.inc_by(count.into());
+    }
+
+    /// A push that a session has no room for.
+    pub(crate) fn refuse(&self) {
+        self.refused.inc();
+    }
+
     pub(crate) fn count(&self, result: Delivered) {
         match result {
             Delivered::Sent => &self.sent,
@@ -113,6 +126,7 @@ impl Metrics {
         let metrics = Self {
             connections: Connections::register(registry),
             opening: Gauge::default(),
+            half_bytes: Gauge::default(),
             received: [of(&received, "qos", "0"), of(&received, "qos", "1")],
             refused: Refused {
                 backlog: of(&refused, "reason", "backlog"),
@@ -127,6 +141,7 @@ impl Metrics {
                 queued: of(&deliveries, "result", "queued"),
                 dropped: of(&deliveries, "result", "dropped"),
                 overrun: of(&deliveries, "result", "overrun"),
+                refused: of(&deliveries, "result", "refused"),
                 other: of(&deliveries, "result", "not_open"),
             },
             takeovers: Counter::default(),
@@ -136,6 +151,7 @@ impl Metrics {
             link_credit: Gauge::default(),
             links: Gauge::default(),
             pauses: Counter::default(),
+            subscriptions_refused: Counter::default(),
             connects: connects.clone(),
             closes: closes.clone(),
             transport_failures: transport_failures.clone(),
@@ -155,6 +171,8 @@ impl Metrics {
     fn register_plain(&self, registry: &mut Registry) {
         let help = "Connections whose CONNECT has not come";
         registry.register("penstock_connections_opening", help, self.opening.clone());
+        let help = "Bytes of packets that have not come whole";
+        registry.register("penstock_half_packet_bytes", help, self.half_bytes.clone());
         registry.register("penstock_puback_seconds", "From PUBLISH to settled", self.puback_seconds.clone());
         registry.register("penstock_takeovers", "Connections closed by a newer one", self.takeovers.clone());
         let help = "From learning of an older connection to its end";
@@ -164,6 +182,11 @@ impl Metrics {
         registry.register("penstock_claim_seconds", "Claims of clients", self.claim_seconds.clone());
         registry.register("penstock_link_credit", "Bytes that lanes may send now", self.link_credit.clone());
         registry.register("penstock_links", "Links to routers that are up", self.links.clone());
+        registry.register(
+            "penstock_subscriptions_refused",
+            "Filters that a SUBACK refused: too many, too long, reserved",
+            self.subscriptions_refused.clone(),
+        );
         registry.register(
             "penstock_shard_pauses",
             "Shards that found themselves paused",

@@ -35,7 +35,7 @@ penstock-gateway --etcd http://etcd-0:2379,http://etcd-1:2379 --mqtt-listen 0.0.
 penstock-gateway --etcd http://127.0.0.1:2379 --mqtts-listen 0.0.0.0:8883 --wss-listen 0.0.0.0:8084 \\
     --tls-cert-file tls/fullchain.pem --tls-key-file tls/key.pem --proxy-protocol-from 10.0.0.0/8
 penstock-gateway --config gateway.toml --print-config",
-    settings: &[settings::SETTINGS, OWN, telemetry::SETTINGS],
+    settings: &[settings::SETTINGS, settings::LIMITS, OWN, telemetry::SETTINGS],
 };
 
 /// What the program runs with.

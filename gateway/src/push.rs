@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use penstock_common::{epoch::Epoch, name::TenantName};
 use penstock_mqtt::{
     packet::QoS,
-    session::{Delivered, Millis},
+    session::{Delivered, Delivery, Millis},
     topic,
 };
 use penstock_proto::link::{self, PushStatus, data_up};
@@ -15,6 +15,8 @@ use crate::{connection::table::ConnectionKey, link::table::LinkKey, shard::Shard
 
 /// Pushes of a shard that may wait for a PUBACK at a time; beyond, refused.
 const WAITING: usize = 65_536;
+/// Why a push is refused.
+const SLOW: &str = "the client reads too slowly";
 
 struct Waiting {
     link: LinkKey,
@@ -48,6 +50,9 @@ impl Shard {
         let mut count = 0;
         for (key, granted) in receivers {
             let qos = QoS::capped(push.qos).min(granted);
+            if self.has_no_room_for(key, push, qos) {
+                continue;
+            }
             let delivered = self.deliver_one(key, &push.topic, &push.payload, qos, 0);
             count += u32::from(matches!(delivered, Delivered::Sent | Delivered::Queued));
         }
@@ -69,6 +74,9 @@ impl Shard {
             return self.push_result(link, push.id, PushStatus::NotSubscribed, 0, "");
         };
         let qos = QoS::capped(push.qos).min(granted);
+        if self.has_no_room_for(key, push, qos) {
+            return self.push_result(link, push.id, PushStatus::Refused, 0, SLOW);
+        }
         let token = if qos == QoS::AtLeastOnce && push.wait_ms > 0 {
             self.wait_push(link, push, key)
         } else {
@@ -83,13 +91,24 @@ impl Shard {
             Delivered::Sent | Delivered::Queued if token != 0 => return,
             Delivered::Sent | Delivered::Queued => (PushStatus::Routed, ""),
             Delivered::NotOpen => (PushStatus::NotConnected, ""),
-            Delivered::DroppedQos0 | Delivered::Overrun => {
-                (PushStatus::Refused, "the client reads too slowly")
-            }
+            Delivered::DroppedQos0 | Delivered::Overrun => (PushStatus::Refused, SLOW),
             Delivered::TooLarge => (PushStatus::Refused, "too large for MQTT"),
         };
         self.pushes.waiting.remove(&token);
         self.push_result(link, push.id, status, u32::from(status == PushStatus::Routed), reason);
+    }
+
+    /// A push says what became of it, so that one of QoS 1 that does not fit is no reason to close a session. Pushes to a
+    /// topic close clean ones all the same: their receipt is a count.
+    fn has_no_room_for(&self, key: ConnectionKey, push: &link::Push, qos: QoS) -> bool {
+        let Some(connection) = self.connections.get(key) else { return false };
+        let delivery = Delivery { topic: &push.topic, payload: &push.payload, qos, token: 0 };
+        let told = !push.client.is_empty() || connection.kept.is_some();
+        let full = told && qos == QoS::AtLeastOnce && !connection.session.has_room(&delivery);
+        if full {
+            self.shared.metrics.deliveries.refuse();
+        }
+        full
     }
 
     fn wait_push(&mut self, link: LinkKey, push: &link::Push, connection: ConnectionKey) -> Option<u64> {

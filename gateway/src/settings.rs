@@ -1,9 +1,9 @@
 //! The gateway's settings as an operator gives them, for `penstock-gateway` and `penstock` alike.
 
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use std::{net::SocketAddr, path::PathBuf};
 
 use ipnet::IpNet;
-use penstock_common::config::{Reader, Setting, Size, Value};
+use penstock_common::config::{Reader, Setting, Value};
 
 use crate::{
     certificates,
@@ -12,6 +12,10 @@ use crate::{
         transports::{TlsFiles, TransportConfig, TransportKind},
     },
 };
+
+mod limits;
+
+pub use limits::LIMITS;
 
 /// Flags, variables and keys.
 pub const SETTINGS: &[Setting] = &[
@@ -56,35 +60,7 @@ pub const SETTINGS: &[Setting] = &[
         "Listeners to which --proxy-protocol-from applies",
     )
     .or("mqtt,mqtts,ws,wss"),
-    Setting::new(
-        "connect-timeout",
-        "mqtt.connect_timeout",
-        "DURATION",
-        "From accept to a complete CONNECT, TLS and WebSocket handshake included",
-    )
-    .or("10s"),
-    Setting::new(
-        "max-handshakes",
-        "mqtt.max_handshakes",
-        "N",
-        "Connections of a shard whose CONNECT has not come; more are closed at once",
-    )
-    .or("8192"),
     Setting::new("shards", "mqtt.shards", "N", "Threads that hold connections; 0: one a core").or("0"),
-    Setting::new(
-        "max-packet",
-        "mqtt.max_packet",
-        "SIZE",
-        "Largest MQTT packet; a tenant's limit may be lower",
-    )
-    .or("1MiB"),
-    Setting::new(
-        "store-timeout",
-        "mqtt.store_timeout",
-        "DURATION",
-        "A publish not stored within this time closes its connection",
-    )
-    .or("60s"),
     Setting::new(
         "reserved-prefixes",
         "mqtt.reserved_prefixes",
@@ -94,15 +70,12 @@ pub const SETTINGS: &[Setting] = &[
     Setting::new("reserved-topics", "mqtt.reserved_topics", "A,B…", "Topics that are not for devices"),
 ];
 
-/// Reads [`SETTINGS`].
+/// Reads [`SETTINGS`] and [`LIMITS`].
 pub fn read(reader: &mut Reader) -> GatewayConfig {
     let mut config = GatewayConfig { shards: reader.value("shards"), ..GatewayConfig::default() };
     config.mqtt_listen = reader.value::<SocketAddr>("mqtt-listen");
     config.transports = transports(reader);
-    config.timeouts.connect_ms = millis(reader.value("connect-timeout"));
-    config.limits.handshakes = reader.value::<u32>("max-handshakes") as usize;
-    config.limits.packet_bytes = u32::try_from(reader.value::<Size>("max-packet").0).unwrap_or(u32::MAX);
-    config.timeouts.store_ms = millis(reader.value("store-timeout"));
+    limits::read(reader, &mut config);
     if let Some(prefixes) = reader.optional("reserved-prefixes") {
         config.reserved.prefixes = prefixes;
     }
@@ -110,10 +83,6 @@ pub fn read(reader: &mut Reader) -> GatewayConfig {
         config.reserved.names = names;
     }
     config
-}
-
-fn millis(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 fn transports(reader: &mut Reader) -> TransportConfig {

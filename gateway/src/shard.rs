@@ -8,7 +8,7 @@
 use std::{
     cell::RefCell,
     cmp::Reverse,
-    collections::{BinaryHeap, HashMap},
+    collections::{BinaryHeap, HashMap, VecDeque},
     rc::{Rc, Weak},
     sync::{Arc, atomic::AtomicU64},
 };
@@ -46,6 +46,7 @@ use crate::{
     tenants::Seats,
     transport::Scratch,
     uplink::Lanes,
+    voice::Voice,
 };
 
 pub(crate) mod run;
@@ -123,6 +124,13 @@ pub(crate) struct Shard {
     pub(crate) timers: BinaryHeap<Reverse<(Millis, ConnectionKey)>>,
     /// Connections whose CONNECT has not come.
     pub(crate) openings: usize,
+    /// They and some others, in the order in which they were accepted.
+    pub(crate) unopened: VecDeque<ConnectionKey>,
+    /// Bytes of packets that are here in part.
+    pub(crate) half_bytes: usize,
+    /// Connections whose SUBSCRIBEs wait for links.
+    pub(crate) held_subscribes: Vec<ConnectionKey>,
+    pub(crate) voice: Voice,
     pub(crate) admissions: usize,
     pub(crate) lanes: Lanes,
     pub(crate) links: Links,
@@ -166,6 +174,10 @@ impl Shard {
                 connections: Connections::default(),
                 timers: BinaryHeap::new(),
                 openings: 0,
+                unopened: VecDeque::new(),
+                half_bytes: 0,
+                held_subscribes: Vec::new(),
+                voice: Voice::default(),
                 admissions: 0,
                 lanes: Lanes::default(),
                 links: Links::default(),

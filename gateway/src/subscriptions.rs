@@ -16,6 +16,7 @@ impl Shard {
         for filter in filters {
             if filter.refused.is_some() {
                 codes.push(SUBACK_FAILURE);
+                self.shared.metrics.subscriptions_refused.inc();
                 continue;
             }
             codes.push(filter.qos.number());

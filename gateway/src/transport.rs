@@ -8,7 +8,7 @@
 
 use std::{io, mem, net::SocketAddr, rc::Rc, sync::Arc};
 
-use bytes::{Buf, BytesMut};
+use bytes::{Buf, BufMut, BytesMut};
 use penstock_mqtt::session::{CloseReason, Session};
 use rustls::ServerConfig;
 use tokio::net::TcpStream;
@@ -108,9 +108,25 @@ impl Transport {
         self.layers.is_none()
     }
 
-    /// Reads once from the socket.
-    pub(crate) fn read_plain(&self, into: &mut BytesMut) -> io::Result<usize> {
-        self.stream.try_read_buf(into)
+    /// Reads so much at most, once, from the socket.
+    pub(crate) fn read_plain(&self, into: &mut BytesMut, most: usize) -> io::Result<usize> {
+        self.stream.try_read_buf(&mut into.limit(most))
+    }
+
+    /// Bytes of input that the layers keep until the rest of it comes.
+    pub(crate) fn kept_bytes(&self) -> usize {
+        self.layers.as_deref().map_or(0, Layers::kept_bytes)
+    }
+
+    /// Whether something that the client sent waits in the socket.
+    pub(crate) fn has_unread(&self) -> bool {
+        let mut byte = [mem::MaybeUninit::uninit()];
+        socket2::SockRef::from(&*self.stream).peek(&mut byte).is_ok()
+    }
+
+    /// What the kernel still holds for the client is thrown away when the socket is closed.
+    fn give_up(&self) {
+        let _ = socket2::SockRef::from(&*self.stream).set_linger(Some(std::time::Duration::ZERO));
     }
 
     /// Reads once, into `raw` or what is kept; [`Transport::open`] goes on with it. `raw` is empty.
@@ -123,7 +139,7 @@ impl Transport {
             }
             None => {
                 raw.reserve(room);
-                self.stream.try_read_buf(raw)
+                self.stream.try_read_buf(&mut raw.limit(room))
             }
         }
     }
@@ -194,6 +210,9 @@ impl Transport {
 
     /// The last bytes of the layers, as far as the socket takes them now.
     pub(crate) fn finish(&mut self, reason: CloseReason, scratch: &mut Scratch) {
+        if reason == CloseReason::Unread {
+            self.give_up();
+        }
         let Some(layers) = self.layers.as_deref_mut() else { return };
         if layers.is_established() && !layers.failed {
             let code = if reason == CloseReason::Draining { CloseCode::Away } else { CloseCode::Normal };
@@ -239,6 +258,14 @@ fn write_plain(stream: &TcpStream, session: &mut Session) -> io::Result<bool> {
 }
 
 impl Layers {
+    fn kept_bytes(&self) -> usize {
+        let head = match self.web.as_deref() {
+            Some(Web::Upgrade { head, .. }) => head.capacity(),
+            _ => 0,
+        };
+        self.kept.capacity() + head
+    }
+
     fn is_established(&self) -> bool {
         let tls = self.tls.as_ref().is_none_or(|tls| tls.is_established());
         let web = self.web.as_ref().is_none_or(|web| matches!(**web, Web::Open(_)));

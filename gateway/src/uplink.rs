@@ -142,6 +142,12 @@ impl Shard {
         true
     }
 
+    /// Whether a publish that this connection sends now would have to wait.
+    pub(crate) fn has_no_room(&self, key: ConnectionKey) -> bool {
+        let lane = self.connections.identity(key).and_then(|identity| self.lanes.get(identity.lane));
+        self.lanes.full || lane.is_some_and(Lane::is_full)
+    }
+
     /// Sends what lanes may send.
     pub(crate) fn flush_lanes(&mut self) {
         for index in std::mem::take(&mut self.lanes.dirty) {

@@ -10,8 +10,10 @@
 
 mod connect;
 mod deliver;
+mod droppable;
 mod keep_alive;
 mod mail;
+mod pace;
 mod reason;
 mod receive;
 mod settle;
@@ -47,10 +49,14 @@ pub struct SessionLimits {
     pub subscriptions: u32,
     /// Most deliveries of QoS 1 that were sent and not acknowledged.
     pub inflight_out: u16,
-    /// Most bytes of deliveries that wait to be written or for an acknowledgement to make room. One delivery always fits.
+    /// Most bytes of deliveries that wait to be written or for an acknowledgement to make room; beyond, the oldest of QoS 0
+    /// go, then (QoS 1) the session closes. One delivery always fits.
     pub outbound_bytes: u32,
     /// Most publishes received and not yet settled; at it PUBLISH is left unread.
     pub unsettled: u16,
+    /// Packets a second that store nothing: PINGREQ, SUBSCRIBE and UNSUBSCRIBE (each filter counts five), PUBACK for nothing;
+    /// ten seconds' worth at once. Beyond, the client is read later.
+    pub control_rate: u16,
     /// Time for a complete CONNECT.
     pub connect_timeout: Millis,
     /// Clean session 0 is offered: the driver keeps what outlives the connection.
@@ -68,6 +74,7 @@ impl Default for SessionLimits {
             inflight_out: 64,
             outbound_bytes: 1_048_576,
             unsettled: 1_024,
+            control_rate: 1_000,
             connect_timeout: 10_000,
             persistent: false,
         }
@@ -117,11 +124,11 @@ pub struct Delivery<'a> {
 pub enum Delivered {
     /// Among the bytes to write.
     Sent,
-    /// QoS 1: waits until earlier ones are acknowledged.
+    /// Waits until earlier ones are acknowledged (QoS 1) or written (QoS 0).
     Queued,
-    /// QoS 0: the outbound limit is reached.
+    /// QoS 0: the outbound limit is reached, and nothing older of QoS 0 is there that could go instead.
     DroppedQos0,
-    /// QoS 1: the outbound limit is reached, the session closed with [`CloseReason::Overrun`].
+    /// QoS 1: the outbound limit is reached without any of QoS 0, the session closed with [`CloseReason::Overrun`].
     Overrun,
     /// Topic above 65,535 bytes, or a packet larger than the standard allows: nothing happened.
     TooLarge,
@@ -184,6 +191,10 @@ pub struct Session {
     /// The packet at the front has to wait for this.
     waits: Option<Waits>,
     held: bool,
+    held_subscribes: bool,
+    pace: pace::Pace,
+    /// The tenant's limit, not above the server's.
+    packet_bytes: u32,
     keep_alive: keep_alive::KeepAlive,
     client: Bytes,
     will: Option<Box<Publish>>,
@@ -205,11 +216,14 @@ impl Session {
     pub fn new(limits: Arc<SessionLimits>, reserved: Arc<Reserved>, now: Millis) -> Self {
         let keep_alive = keep_alive::KeepAlive::new(limits.connect_timeout, now);
         Self {
+            packet_bytes: limits.packet_bytes,
             limits,
             reserved,
             state: State::Fresh,
             waits: None,
             held: false,
+            held_subscribes: false,
+            pace: pace::Pace::default(),
             keep_alive,
             client: Bytes::new(),
             will: None,
@@ -239,6 +253,7 @@ impl Session {
             self.transmit = BytesMut::new();
         }
         self.answers = self.answers.min(self.transmit.len());
+        self.stage();
         &mut self.transmit
     }
 
@@ -274,6 +289,11 @@ impl Session {
         self.events.push_back(Event::Closed(reason));
     }
 
+    /// From now on packets of the client may have so many bytes at most, if that is less than the server's limit.
+    pub fn limit_packets(&mut self, bytes: u32) {
+        self.packet_bytes = self.limits.packet_bytes.min(bytes);
+    }
+
     /// The client identifier, once CONNECT was valid.
     pub fn client(&self) -> Option<&Bytes> {
         (!self.client.is_empty()).then_some(&self.client)
@@ -300,7 +320,7 @@ mod tests {
     #[test]
     fn an_idle_session_is_small() {
         // 128 bytes of client identifier and a little queue of settles come on top.
-        assert!(size_of::<Session>() <= 264, "{}", size_of::<Session>());
+        assert!(size_of::<Session>() <= 288, "{}", size_of::<Session>());
         assert!(size_of::<Event>() <= 96, "{}", size_of::<Event>());
         assert!(size_of::<CloseReason>() <= 4, "{}", size_of::<CloseReason>());
     }

@@ -1,22 +1,23 @@
-//! Passwords to verifiers and back, on threads of their own with a bounded queue: hashing is slow on purpose. Two kinds:
+//! Passwords to verifiers and back, on threads of their own with a bounded queue: hashing is slow on purpose, so that tenants,
+//! and addresses within a tenant, have their turns ([`turns`]): a flood of guesses waits behind itself. Two kinds:
 //! `$argon2id$…` for chosen passwords, `$ps1$<salt>$<hash>` (SHA-256) for generated secrets.
 
 use std::{
     io,
-    sync::{
-        Arc, Mutex, OnceLock, PoisonError,
-        mpsc::{Receiver, SyncSender, sync_channel},
-    },
+    sync::{Arc, OnceLock},
     thread,
 };
 
 use argon2::{Algorithm, Argon2, Params, PasswordHasher, PasswordVerifier, Version};
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
-use hashbrown::HashMap;
 use penstock_common::{clock::Seams, name::TenantName};
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 use tokio::sync::oneshot;
+
+use self::turns::Turns;
+
+mod turns;
 
 /// Memory of one hash, KiB; passes; lanes.
 const MEMORY_KIB: u32 = 19 * 1_024;
@@ -24,11 +25,6 @@ const PASSES: u32 = 2;
 const LANES: u32 = 1;
 /// Threads that hash.
 const THREADS: usize = 2;
-/// Jobs that wait, in all, for a tenant, and for an address.
-const WAITING: usize = 1_024;
-const WAITING_TENANT: usize = 256;
-const WAITING_ADDRESS: usize = 128;
-
 /// What a generated secret begins with; 32 random bytes in base64url follow.
 const SECRET_PREFIX: &str = "ps1.";
 const SECRET_BYTES: usize = 32;
@@ -133,19 +129,23 @@ enum Job {
 
 /// The threads and their queue.
 pub(crate) struct Pool {
-    jobs: SyncSender<(Job, Place)>,
-    waiting: Arc<Mutex<HashMap<String, usize>>>,
+    jobs: Arc<Turns<Job>>,
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        self.jobs.end();
+    }
 }
 
 impl Pool {
     pub(crate) fn start(seams: Seams) -> io::Result<Self> {
-        let (jobs, queue) = sync_channel(WAITING);
-        let queue = Arc::new(Mutex::new(queue));
+        let pool = Self { jobs: Arc::default() };
         for number in 0..THREADS {
-            let (queue, seams) = (Arc::clone(&queue), seams.clone());
-            thread::Builder::new().name(format!("hash-{number}")).spawn(move || work(&queue, &seams))?;
+            let (jobs, seams) = (Arc::clone(&pool.jobs), seams.clone());
+            thread::Builder::new().name(format!("hash-{number}")).spawn(move || work(&jobs, &seams))?;
         }
-        Ok(Self { jobs, waiting: Arc::default() })
+        Ok(pool)
     }
 
     pub(crate) async fn verify(
@@ -170,15 +170,12 @@ impl Pool {
     }
 
     fn post(&self, tenant: &TenantName, address: &str, job: Job) -> Result<(), PoolError> {
-        let place = Place::take(&self.waiting, tenant, address).ok_or(PoolError::Busy)?;
-        self.jobs.try_send((job, place)).map_err(|_| PoolError::Busy)
+        if self.jobs.push(tenant, address, job) { Ok(()) } else { Err(PoolError::Busy) }
     }
 }
 
-fn work(queue: &Mutex<Receiver<(Job, Place)>>, seams: &Seams) {
-    loop {
-        let next = queue.lock().unwrap_or_else(PoisonError::into_inner).recv();
-        let Ok((job, place)) = next else { return };
+fn work(jobs: &Turns<Job>, seams: &Seams) {
+    while let Some(job) = jobs.next() {
         match job {
             // Whoever asked has gone.
             Job::Verify { reply, .. } if reply.is_closed() => {}
@@ -188,47 +185,6 @@ fn work(queue: &Mutex<Receiver<(Job, Place)>>, seams: &Seams) {
                 let _ = reply.send(matches && own.is_some());
             }
             Job::Hash { password, reply } => drop(reply.send(hash_password(&password, seams).ok())),
-        }
-        drop(place);
-    }
-}
-
-/// A place in the queue, counted for the tenant and the address until dropped.
-struct Place {
-    waiting: Arc<Mutex<HashMap<String, usize>>>,
-    names: [String; 2],
-}
-
-impl Place {
-    fn take(
-        waiting: &Arc<Mutex<HashMap<String, usize>>>,
-        tenant: &TenantName,
-        address: &str,
-    ) -> Option<Self> {
-        let names = [format!("tenant {tenant}"), format!("address {address}")];
-        let mut counts = waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        let fits = |name: &String, most| counts.get(name).is_none_or(|count| *count < most);
-        let [of_tenant, of_address] = &names;
-        if !fits(of_tenant, WAITING_TENANT) || !(address.is_empty() || fits(of_address, WAITING_ADDRESS)) {
-            return None;
-        }
-        for name in &names {
-            *counts.entry_ref(name).or_insert(0) += 1;
-        }
-        Some(Self { waiting: Arc::clone(waiting), names })
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        let mut counts = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        for name in &self.names {
-            if let Some(count) = counts.get_mut(name) {
-                *count -= 1;
-                if *count == 0 {
-                    counts.remove(name);
-                }
-            }
         }
     }
 }
@@ -259,22 +215,5 @@ mod tests {
         assert!(!check(None, "correct horse").await);
         assert!(!check(None, &secret).await);
         assert_eq!(hash_password("ps1.weak", &seams), Err(HashError::Prefix));
-    }
-
-    #[test]
-    fn a_tenant_and_an_address_have_a_bounded_share_of_the_queue() {
-        let waiting = Arc::default();
-        let (a, b) = (TenantName::new("a").unwrap(), TenantName::new("b").unwrap());
-        let mut places: Vec<_> =
-            (0..WAITING_ADDRESS).map(|_| Place::take(&waiting, &a, "1.1.1.1").unwrap()).collect();
-        assert!(Place::take(&waiting, &b, "1.1.1.1").is_none());
-        places.extend((0..WAITING_TENANT - WAITING_ADDRESS).map(|n| {
-            let address = format!("2.2.2.{}", n % 4);
-            Place::take(&waiting, &a, &address).unwrap()
-        }));
-        assert!(Place::take(&waiting, &a, "3.3.3.3").is_none());
-        assert!(Place::take(&waiting, &b, "3.3.3.3").is_some());
-        places.pop();
-        assert!(Place::take(&waiting, &a, "3.3.3.3").is_some());
     }
 }

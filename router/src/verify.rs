@@ -4,7 +4,8 @@
 //! * Chosen passwords cost argon2id (19 MiB, 2 passes) whether the user exists or not, on threads of their own, with a
 //!   bounded queue. Generated secrets (128 bits and more) cost one salted SHA-256. Which of the two it is depends on the
 //!   password that was given alone, so that an answer's time says nothing about the user.
-//! * A cached verdict lives for [`CACHED_FOR`] at most and only while the tenant's users version is the one it was given
+//! * A no is remembered for half a minute with the verifier that it was said against: another password makes it void.
+//! * A cached yes lives for [`CACHED_FOR`] at most and only while the tenant's users version is the one it was given
 //!   under, which is read before the user is.
 //! * Passwords and verifiers are never printed and never leave.
 
@@ -32,7 +33,9 @@ pub use crate::{
 
 /// How long a verdict may be used without asking again.
 pub const CACHED_FOR: Duration = Duration::from_secs(300);
-/// Verdicts that are remembered.
+/// How long a no is remembered: devices with a wrong password try again and again.
+const DENIED_FOR: Duration = Duration::from_secs(30);
+/// Verdicts that are remembered, of each kind: guesses don't push out what is right.
 const CACHED: usize = 10_000;
 /// Shortest password that may be set, characters.
 pub const PASSWORD_MIN: usize = 8;
@@ -59,11 +62,13 @@ pub enum Verdict {
     Unavailable,
 }
 
-struct Cached {
-    role: Role,
+struct Cached<T> {
+    verdict: T,
     users_version: u64,
     until: Instant,
 }
+
+type Cache<T> = Mutex<HashMap<[u8; 32], Cached<T>>>;
 
 /// See the module.
 pub struct Verifier {
@@ -72,7 +77,9 @@ pub struct Verifier {
     pool: Pool,
     /// Keys the cache, so that its keys say nothing about passwords.
     key: [u8; 32],
-    cache: Mutex<HashMap<[u8; 32], Cached>>,
+    allowed: Cache<Role>,
+    /// Not bound to a users version.
+    denied: Cache<()>,
 }
 
 impl Verifier {
@@ -85,7 +92,8 @@ impl Verifier {
         let mut key = [0; 32];
         seams.fill(&mut key);
         let pool = Pool::start(seams.clone())?;
-        Ok(Arc::new(Self { store, definitions, pool, key, cache: Mutex::default() }))
+        let (allowed, denied) = Default::default();
+        Ok(Arc::new(Self { store, definitions, pool, key, allowed, denied }))
     }
 
     /// Whether this is the user's password. `address` is where the user calls from, without port, for limits.
@@ -94,9 +102,9 @@ impl Verifier {
             return Verdict::Denied;
         }
         let version = self.users_version(tenant);
-        let key = self.cache_key(tenant, user, password);
+        let key = self.cache_key([tenant.as_str().as_bytes(), user.as_bytes(), password, b""]);
         if let Some(users_version) = version
-            && let Some(role) = self.cached(&key, users_version)
+            && let Some(role) = cached(&self.allowed, &key, users_version)
         {
             return Verdict::Allowed { role, users_version };
         }
@@ -111,14 +119,24 @@ impl Verifier {
             },
         };
         let verifier = stored.as_ref().map(|user| user.verifier.clone());
+        let against = verifier.as_deref().unwrap_or_default().as_bytes();
+        let no = self.cache_key([tenant.as_str().as_bytes(), user.as_bytes(), password, against]);
+        if cached(&self.denied, &no, 0).is_some() {
+            return Verdict::Denied;
+        }
         match self.pool.verify(tenant, address, verifier, password).await {
             Ok(true) => {}
-            Ok(false) => return Verdict::Denied,
+            Ok(false) => {
+                let until = Instant::now() + DENIED_FOR;
+                remember(&self.denied, no, Cached { verdict: (), users_version: 0, until });
+                return Verdict::Denied;
+            }
             Err(PoolError::Busy) => return Verdict::Busy,
             Err(PoolError::Stopped) => return Verdict::Unavailable,
         }
         let (Some(user), Some(users_version)) = (stored, version) else { return Verdict::Denied };
-        self.remember(key, user.role, users_version);
+        let until = Instant::now() + CACHED_FOR;
+        remember(&self.allowed, key, Cached { verdict: user.role, users_version, until });
         Verdict::Allowed { role: user.role, users_version }
     }
 
@@ -132,10 +150,10 @@ impl Verifier {
         self.definitions.borrow().tenants.get(tenant).map(|tenant| tenant.tenant.users_version)
     }
 
-    fn cache_key(&self, tenant: &TenantName, user: &str, password: &[u8]) -> [u8; 32] {
+    fn cache_key(&self, parts: [&[u8]; 4]) -> [u8; 32] {
         let mut hash = Sha256::new();
         hash.update(self.key);
-        for part in [tenant.as_str().as_bytes(), user.as_bytes(), password] {
+        for part in parts {
             hash.update((part.len() as u64).to_le_bytes());
             hash.update(part);
         }
@@ -143,27 +161,27 @@ impl Verifier {
         hash.update(self.key);
         hash.finalize().into()
     }
+}
 
-    fn cached(&self, key: &[u8; 32], users_version: u64) -> Option<Role> {
-        let cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
-        let found = cache.get(key)?;
-        (found.users_version == users_version && found.until > Instant::now()).then_some(found.role)
-    }
+fn cached<T: Copy>(cache: &Cache<T>, key: &[u8; 32], users_version: u64) -> Option<T> {
+    let cache = cache.lock().unwrap_or_else(PoisonError::into_inner);
+    let found = cache.get(key)?;
+    (found.users_version == users_version && found.until > Instant::now()).then_some(found.verdict)
+}
 
-    fn remember(&self, key: [u8; 32], role: Role, users_version: u64) {
-        let now = Instant::now();
-        let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
-        if cache.len() >= CACHED {
-            cache.retain(|_, cached| cached.until > now);
-        }
-        if cache.len() >= CACHED {
-            // Costs some their place, and them one verification.
-            let mut drop_half = false;
-            cache.retain(|_, _| {
-                drop_half = !drop_half;
-                drop_half
-            });
-        }
-        cache.insert(key, Cached { role, users_version, until: now + CACHED_FOR });
+fn remember<T>(cache: &Cache<T>, key: [u8; 32], verdict: Cached<T>) {
+    let now = Instant::now();
+    let mut cache = cache.lock().unwrap_or_else(PoisonError::into_inner);
+    if cache.len() >= CACHED {
+        cache.retain(|_, cached| cached.until > now);
     }
+    if cache.len() >= CACHED {
+        // Costs some their place, and them one verification.
+        let mut drop_half = false;
+        cache.retain(|_, _| {
+            drop_half = !drop_half;
+            drop_half
+        });
+    }
+    cache.insert(key, verdict);
 }

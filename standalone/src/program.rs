@@ -57,7 +57,7 @@ penstock --data-dir /var/lib/penstock --mqtt-listen 0.0.0.0:1883
 penstock --mqtts-listen 0.0.0.0:8883 --ws-listen 0.0.0.0:8083 --wss-listen 0.0.0.0:8084 \\
     --tls-cert-file tls/fullchain.pem --tls-key-file tls/key.pem
 PENSTOCK_DEMO_PASSWORD=secret penstock --data-dir /tmp/try --mqtt-listen 127.0.0.1:0",
-    settings: &[OWN, gateway_settings::SETTINGS, telemetry::SETTINGS],
+    settings: &[OWN, gateway_settings::SETTINGS, gateway_settings::LIMITS, telemetry::SETTINGS],
 };
 
 /// What the program runs with.

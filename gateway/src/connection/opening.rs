@@ -10,7 +10,7 @@ use tokio::net::TcpStream;
 use crate::{
     config::transports::TransportKind,
     connection::table::{Connection, ConnectionKey},
-    shard::{READ_BYTES, Shard},
+    shard::Shard,
     transport::{Fault, Transport, Wrapping},
 };
 
@@ -22,12 +22,15 @@ impl Shard {
         stream: Rc<TcpStream>,
         peer: SocketAddr,
     ) -> Option<ConnectionKey> {
-        let fits = self.openings < self.shared.config.limits.handshakes;
+        let fits = self.openings < self.shared.config.limits.handshakes || self.make_way();
         let made = if fits { self.wrap(kind, stream, peer) } else { Err(Fault::TooMany) };
         let transport = match made {
             Ok(transport) => transport,
             Err(fault) => {
                 self.tell_fault(kind, Some(peer), &fault);
+                let many = fault == Fault::TooMany;
+                let reason = if many { CloseReason::Crowded } else { CloseReason::TransportFailed };
+                self.shared.metrics.close(reason);
                 return None;
             }
         };
@@ -36,6 +39,7 @@ impl Shard {
         let limits = Arc::clone(&self.shared.session_limits);
         let session = Session::new(limits, Arc::clone(&self.shared.reserved), self.now);
         let key = self.connections.insert(Connection::new(transport, session));
+        self.remember_unopened(key);
         self.schedule(key);
         Some(key)
     }
@@ -51,9 +55,9 @@ impl Shard {
     }
 
     /// Reads once from a connection on which something is wrapped around MQTT.
-    pub(super) fn read_wrapped(&mut self, key: ConnectionKey) {
+    pub(super) fn read_wrapped(&mut self, key: ConnectionKey, most: usize) {
         let Some(connection) = self.connections.get_mut(key) else { return };
-        let read = connection.transport.read_wrapped(&mut self.buffer, READ_BYTES);
+        let read = connection.transport.read_wrapped(&mut self.buffer, most);
         // Paused between the client's write and now: then the connection is gone, and what was read with it.
         self.turn();
         let Some(connection) = self.connections.get_mut(key) else {

@@ -29,7 +29,7 @@ pub(crate) struct Identity {
     pub(crate) epoch: Epoch,
     /// Epoch that the home is told: the older one, while records under it are unsettled.
     pub(crate) attached: Epoch,
-    /// Largest PUBLISH of the tenant, bytes.
+    /// Largest packet of the tenant, bytes.
     pub(crate) packet_bytes: u32,
     /// Clean session 1: nothing outlives the connection.
     pub(crate) clean: bool,
@@ -50,6 +50,12 @@ pub(crate) struct Connection {
     pub(crate) identity: Option<Box<Identity>>,
     /// A persistent session.
     pub(crate) kept: Option<Box<Kept>>,
+    /// When the packet that has begun has to be complete; MAX: none has begun.
+    pub(crate) half_until: Millis,
+    /// Bytes of the packet that has begun, as the shard counts them.
+    pub(crate) half_bytes: usize,
+    /// When the client has to have read something; MAX: nothing waits.
+    pub(crate) unread_until: Millis,
     /// Entry of the shard's timers that counts.
     pub(crate) scheduled: Millis,
     /// Has something for the end of the turn.
@@ -64,6 +70,8 @@ pub(crate) struct Connection {
     pub(crate) admitted: bool,
     /// Its lane knows that it waits for room.
     pub(crate) held: bool,
+    /// The shard knows that it waits until routers can be told of more filters.
+    pub(crate) held_subscribes: bool,
     /// Was told to close once its publishes are settled.
     pub(crate) draining: bool,
 }
@@ -78,6 +86,9 @@ impl Connection {
             admission: None,
             identity: None,
             kept: None,
+            half_until: Millis::MAX,
+            half_bytes: 0,
+            unread_until: Millis::MAX,
             scheduled: Millis::MAX,
             dirty: false,
             blocked: false,
@@ -85,6 +96,7 @@ impl Connection {
             opening: true,
             admitted: false,
             held: false,
+            held_subscribes: false,
             draining: false,
         }
     }
@@ -93,7 +105,8 @@ impl Connection {
     pub(crate) fn deadline(&self, now: Millis) -> Option<Millis> {
         let admission = self.admission.as_ref().map(|admission| admission.deadline());
         let kept = self.kept.as_ref().and_then(|kept| kept.deadline(now));
-        [self.session.deadline(), admission, kept].into_iter().flatten().min()
+        let patience = Some(self.half_until.min(self.unread_until)).filter(|until| *until < Millis::MAX);
+        [self.session.deadline(), admission, kept, patience].into_iter().flatten().min()
     }
 
     pub(crate) fn wake(&mut self) {

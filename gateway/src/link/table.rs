@@ -24,6 +24,8 @@ pub(crate) struct LinkKey {
 /// Most bytes that wait for a link's control stream beyond those that the shard's [`Told`] state takes; beyond, the link
 /// is closed.
 const CONTROL_BYTES: usize = 16 << 20;
+/// Bytes that wait for it at which clients may not change their filters.
+const BACKED_UP: usize = CONTROL_BYTES / 4;
 /// Most bytes that a filter or an owner takes in a message beyond its names.
 const FRAME: usize = 22;
 /// Most messages that wait for a link's data stream; beyond, the link is closed. Appends are bounded by credit.
@@ -70,19 +72,28 @@ impl<T> Outbox<T> {
 }
 
 /// Bytes that it takes to tell a router all filters and owners of the shard. A new link, or one that takes over another's
-/// lanes, gets them in one turn, so that what may wait grows with them.
+/// lanes, gets them in one turn, and so it does when all of them end: what may wait grows with them, and shrinks slowly.
 #[derive(Clone, Default)]
-pub(crate) struct Told(Rc<Cell<usize>>);
+pub(crate) struct Told {
+    bytes: Rc<Cell<usize>>,
+    high: Rc<Cell<usize>>,
+}
 
 impl Told {
     /// A filter or an owner with names of this many bytes is there.
     pub(crate) fn add(&self, names: usize) {
-        self.0.set(self.0.get() + names + FRAME);
+        self.bytes.set(self.bytes.get() + names + FRAME);
+        self.high.set(self.high.get().max(self.bytes.get()));
     }
 
     /// It is gone.
     pub(crate) fn remove(&self, names: usize) {
-        self.0.set(self.0.get().saturating_sub(names + FRAME));
+        self.bytes.set(self.bytes.get().saturating_sub(names + FRAME));
+    }
+
+    /// Time has passed: what ended may have been told.
+    pub(crate) fn sink(&self) {
+        self.high.set(self.bytes.get().max(self.high.get() / 8 * 7));
     }
 }
 
@@ -150,12 +161,17 @@ impl Link {
         let message = link::ControlUp { kind: Some(kind) };
         let bytes = self.control_bytes.get() + prost::Message::encoded_len(&message);
         self.control_bytes.set(bytes);
-        if bytes > CONTROL_BYTES + self.told.0.get() {
+        if bytes > CONTROL_BYTES + self.told.high.get() {
             tracing::warn!(router = self.router, bytes, "closing a link whose control stream does not move");
             self.stop.notify_one();
         } else {
             self.control.push(message);
         }
+    }
+
+    /// Whether more waits for the control stream than a client's wishes may add to.
+    fn is_backed_up(&self) -> bool {
+        self.control_bytes.get() > BACKED_UP
     }
 
     /// Queues a data message. A link that can't keep up is closed.
@@ -251,6 +267,11 @@ impl Links {
         self.slab.is_empty()
     }
 
+    /// Whether any link has so much to tell that clients should not add to it.
+    pub(crate) fn is_backed_up(&self) -> bool {
+        self.slab.iter().any(|(_, (_, link))| link.is_backed_up())
+    }
+
     pub(crate) fn keys(&self) -> Vec<LinkKey> {
         self.iter().map(|(key, _)| key).collect()
     }
@@ -316,5 +337,8 @@ mod tests {
         assert_eq!(fill(&links), 31, "each is a little larger than one MiB");
         links.told.remove(16 << 20);
         assert_eq!(fill(&links), 31);
+        assert!(links.is_backed_up());
+        links.told.sink();
+        assert!(links.told.high.get() < 16 << 20, "what may wait shrinks");
     }
 }

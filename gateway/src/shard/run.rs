@@ -3,6 +3,7 @@
 use std::{cell::RefCell, io, net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
 
 use penstock_common::net::{self, TcpListener};
+use socket2::SockRef;
 use tokio::{
     sync::{Notify, mpsc, oneshot},
     time::MissedTickBehavior,
@@ -51,7 +52,8 @@ async fn serve(
     mailbox: mpsc::Receiver<Mail>,
     started: oneshot::Sender<Result<Vec<(TransportKind, SocketAddr)>, Unbound>>,
 ) {
-    let bound: Result<Vec<_>, _> = addresses.into_iter().map(bind).collect();
+    let socket_bytes = shared.config.limits.socket_bytes;
+    let bound: Result<Vec<_>, _> = addresses.into_iter().map(|it| bind(it, socket_bytes)).collect();
     let listeners = match bound {
         Ok(listeners) => listeners,
         Err(error) => return drop(started.send(Err(error))),
@@ -74,8 +76,16 @@ async fn serve(
 
 fn bind(
     (kind, address): (TransportKind, SocketAddr),
+    socket_bytes: usize,
 ) -> Result<(TransportKind, SocketAddr, TcpListener), Unbound> {
-    let bound = net::listen(address, true).and_then(|listener| Ok((listener.local_addr()?, listener)));
+    let bound = net::listen(address, true).and_then(|listener| {
+        if socket_bytes > 0 {
+            // What is accepted has them from the beginning.
+            SockRef::from(&listener).set_recv_buffer_size(socket_bytes)?;
+            SockRef::from(&listener).set_send_buffer_size(socket_bytes)?;
+        }
+        Ok((listener.local_addr()?, listener))
+    });
     let (address, listener) = bound.map_err(|source| Unbound::Listener { kind, address, source })?;
     Ok((kind, address, listener))
 }
@@ -97,6 +107,7 @@ async fn tick(shard: ShardCell) {
         let mut shard = shard.borrow_mut();
         shard.turn();
         shard.tick_connections();
+        shard.tick_subscribes();
         shard.tick_drain();
         if ticks.is_multiple_of(SLOW) {
             shard.tick_slow();
@@ -167,5 +178,6 @@ impl Shard {
         self.show_credit();
         let now = self.now;
         self.verdicts.sweep(now);
+        self.links.told.sink();
     }
 }

@@ -39,6 +39,12 @@ impl Output {
         self.write(|out| publish.write(out)).await;
     }
 
+    /// Writes what is no packet, or many.
+    pub async fn say(&mut self, bytes: &[u8]) {
+        self.stream.write_all(bytes).await.unwrap();
+        self.stream.flush().await.unwrap();
+    }
+
     async fn write(&mut self, packet: impl FnOnce(&mut BytesMut) -> Result<usize, mqttbytes::Error>) {
         let mut out = BytesMut::new();
         packet(&mut out).unwrap();

@@ -5,12 +5,14 @@
 mod admission;
 mod authority;
 mod client;
+mod hostile;
 mod links;
 mod pause;
 mod proxy;
 mod registry;
 mod router;
 mod setup;
+mod slow;
 mod takeover;
 mod tls;
 mod way_in;

@@ -21,6 +21,11 @@ pub fn deliver_payload(delivery: u64, topic: &str, payload: &[u8]) -> data_down:
     deliver_record(delivery, delivery, false, topic, payload, 0)
 }
 
+/// The same of QoS 1.
+pub fn deliver_qos_1(delivery: u64, topic: &str, payload: &[u8]) -> data_down::Kind {
+    deliver_record(delivery, delivery, false, topic, payload, 1)
+}
+
 fn deliver(delivery: u64, sequence: u64, repeat: bool, topic: &str, qos: u32) -> data_down::Kind {
     deliver_record(delivery, sequence, repeat, topic, b"p", qos)
 }
@@ -64,7 +69,7 @@ pub async fn taken(router: &mut Router) -> u64 {
         .await
 }
 
-async fn push_result(router: &mut Router) -> link::PushResult {
+pub async fn push_result(router: &mut Router) -> link::PushResult {
     router
         .expect("PushResult", |seen| match seen {
             Seen::Data(data_up::Kind::PushResult(result)) => Some(result.clone()),

@@ -1,17 +1,18 @@
-//! Messages out: QoS 0 until the outbound limit, QoS 1 with a window of unacknowledged ones and a bounded queue behind it.
-//! Nothing of QoS 1 is ever dropped silently: beyond the limit the session closes.
+//! Messages out: QoS 0 until the outbound limit, where the oldest go (see [`super::droppable`]); QoS 1 with a window of
+//! unacknowledged ones and a bounded queue behind it. Nothing of QoS 1 is ever dropped silently: what does not fit when all
+//! of QoS 0 is gone closes the session.
 
 use std::collections::VecDeque;
 
 use bytes::{Buf, BytesMut};
 
-use super::{CloseReason, Delivered, Delivery, Event, Session, State};
+use super::{CloseReason, Delivered, Delivery, Event, Session, State, droppable::Droppable};
 use crate::{codec::encode, packet::QoS};
 
 /// What a queued delivery costs beside its bytes.
 const QUEUED_COST: usize = 32;
 
-/// Deliveries of QoS 1 that are not acknowledged.
+/// Deliveries that are not written, or (QoS 1) not acknowledged.
 #[derive(Default)]
 pub(super) struct Outgoing {
     /// Sent: (packet identifier, token), in order of sending. At most the window, but for what an earlier connection sent.
@@ -21,6 +22,7 @@ pub(super) struct Outgoing {
     /// Packets behind the window, encoded without an identifier, one after the other.
     queue: BytesMut,
     pub(super) queued: VecDeque<Queued>,
+    pub(super) droppable: Droppable,
 }
 
 /// A packet in the queue.
@@ -32,7 +34,8 @@ pub(super) struct Queued {
 }
 
 impl Outgoing {
-    fn bytes(&self) -> usize {
+    /// Bytes that no newer message can displace.
+    fn firm_bytes(&self) -> usize {
         self.queue.len() + self.queued.len() * QUEUED_COST
     }
 
@@ -53,7 +56,10 @@ impl Outgoing {
     }
 
     fn is_empty(&self) -> bool {
-        self.inflight.is_empty() && self.queued.is_empty() && self.reserved.is_empty()
+        self.inflight.is_empty()
+            && self.queued.is_empty()
+            && self.reserved.is_empty()
+            && self.droppable.is_empty()
     }
 }
 
@@ -66,17 +72,26 @@ impl Session {
         let Ok(len) = encode::publish_len(delivery.topic, delivery.payload, delivery.qos) else {
             return Delivered::TooLarge;
         };
-        let waiting = self.outbound_bytes();
-        let over = waiting > 0 && waiting.saturating_add(len) > self.limits.outbound_bytes as usize;
-        match (delivery.qos, over) {
-            (QoS::AtMostOnce, true) => Delivered::DroppedQos0,
-            (QoS::AtMostOnce, false) => self.encode(delivery, 0),
-            (QoS::AtLeastOnce, true) => {
+        match (delivery.qos, self.make_room(len)) {
+            (QoS::AtMostOnce, false) => Delivered::DroppedQos0,
+            (QoS::AtMostOnce, true) => self.deliver_droppable(delivery, len),
+            (QoS::AtLeastOnce, false) => {
                 self.close(CloseReason::Overrun);
                 Delivered::Overrun
             }
-            (QoS::AtLeastOnce, false) => self.deliver_acknowledged(delivery, len),
+            (QoS::AtLeastOnce, true) => self.deliver_acknowledged(delivery, len),
         }
+    }
+
+    /// Whether a delivery of QoS 1 would not be an overrun.
+    pub fn has_room(&self, delivery: &Delivery<'_>) -> bool {
+        let len = encode::publish_len(delivery.topic, delivery.payload, delivery.qos);
+        len.is_ok_and(|len| self.fits(self.firm_bytes(), len))
+    }
+
+    /// Whether so many bytes may join those that wait.
+    pub(super) fn fits(&self, waiting: usize, len: usize) -> bool {
+        waiting == 0 || waiting.saturating_add(len) <= self.limits.outbound_bytes as usize
     }
 
     fn deliver_acknowledged(&mut self, delivery: &Delivery<'_>, len: usize) -> Delivered {
@@ -91,22 +106,23 @@ impl Session {
         self.encode(delivery, id)
     }
 
-    fn encode(&mut self, delivery: &Delivery<'_>, id: u16) -> Delivered {
+    pub(super) fn encode(&mut self, delivery: &Delivery<'_>, id: u16) -> Delivered {
         match encode::publish(&mut self.transmit, delivery.topic, delivery.payload, delivery.qos, id) {
             Ok(_) => Delivered::Sent,
             Err(encode::TooLarge) => Delivered::TooLarge,
         }
     }
 
-    /// PUBACK. One for nothing that is in flight is ignored: it may be late, for a delivery of an earlier connection.
-    pub(super) fn acknowledge(&mut self, packet_id: u16) {
-        let Some(outgoing) = &mut self.outgoing else { return };
-        let Some(place) = outgoing.inflight.iter().position(|(id, _)| *id == packet_id) else { return };
+    /// PUBACK. One for nothing that is in flight is ignored (false): it may be late, for a delivery of an earlier connection.
+    pub(super) fn acknowledge(&mut self, packet_id: u16) -> bool {
+        let Some(outgoing) = &mut self.outgoing else { return false };
+        let Some(place) = outgoing.inflight.iter().position(|(id, _)| *id == packet_id) else { return false };
         if let Some((_, token @ 1..)) = outgoing.inflight.remove(place) {
             self.events.push_back(Event::Acknowledged { token });
         }
         self.send_queued();
         self.drop_empty_outgoing();
+        true
     }
 
     pub(super) fn drop_empty_outgoing(&mut self) {
@@ -145,6 +161,7 @@ impl Session {
     pub(super) fn stop_outgoing(&mut self) {
         if let Some(outgoing) = &mut self.outgoing {
             outgoing.queue = BytesMut::new();
+            outgoing.droppable.clear();
         }
     }
 
@@ -158,9 +175,14 @@ impl Session {
         self.outgoing.as_ref().map_or(0, |outgoing| outgoing.queued.len())
     }
 
-    /// Bytes that wait: not written, or queued behind the window (with what the queue costs).
+    /// Bytes that wait: not written, or queued behind the window (with what the queues cost).
     pub fn outbound_bytes(&self) -> usize {
-        self.transmit.len() + self.outgoing.as_ref().map_or(0, |outgoing| outgoing.bytes())
+        self.firm_bytes() + self.outgoing.as_ref().map_or(0, |outgoing| outgoing.droppable.bytes())
+    }
+
+    /// The same without what a newer message displaces.
+    pub fn firm_bytes(&self) -> usize {
+        self.transmit.len() + self.outgoing.as_ref().map_or(0, |outgoing| outgoing.firm_bytes())
     }
 
     /// Tokens (not 0) of deliveries that were not acknowledged, in order of delivery; also after close.

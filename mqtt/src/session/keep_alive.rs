@@ -33,8 +33,12 @@ impl Session {
         self.keep_alive.silence / 1_500
     }
 
-    /// When to call `tick`: connect timeout or keep alive. `None` while neither runs.
+    /// When to call `tick`: connect timeout, keep alive, or a packet whose time comes. `None` while none of them runs.
     pub fn deadline(&self) -> Option<Millis> {
+        [self.silence_deadline(), self.pace_deadline()].into_iter().flatten().min()
+    }
+
+    fn silence_deadline(&self) -> Option<Millis> {
         let time = &self.keep_alive;
         let runs = match self.state {
             State::Fresh => true,
@@ -46,7 +50,8 @@ impl Session {
 
     /// Time has passed. Before the deadline: nothing.
     pub fn tick(&mut self, now: Millis) {
-        if self.deadline().is_none_or(|deadline| now < deadline) {
+        self.pace.fill(now, self.limits.control_rate);
+        if self.silence_deadline().is_none_or(|deadline| now < deadline) {
             return;
         }
         if self.state == State::Fresh {

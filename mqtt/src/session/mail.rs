@@ -57,11 +57,10 @@ impl Session {
     /// Sends a message of QoS 1 with a packet identifier that is reserved, or (with its token) in flight; `again` sets DUP.
     /// False: closed, not a valid packet, or the identifier is another message's; nothing happened.
     pub fn deliver_mail(&mut self, packet_id: u16, again: bool, delivery: &Delivery<'_>) -> bool {
-        if self.state != State::Open
-            || encode::publish_len(delivery.topic, delivery.payload, QoS::AtLeastOnce).is_err()
-        {
-            return false;
-        }
+        let len = encode::publish_len(delivery.topic, delivery.payload, QoS::AtLeastOnce);
+        let Some(len) = len.ok().filter(|_| self.state == State::Open) else { return false };
+        // Goes out in any case: the store was told how much fits.
+        self.make_room(len);
         let outgoing = self.outgoing.get_or_insert_default();
         match outgoing.inflight.iter().find(|(id, _)| *id == packet_id) {
             Some((_, token)) if *token == delivery.token => {}

@@ -15,6 +15,12 @@ pub enum CloseReason {
     KeepAlive,
     /// No complete CONNECT in time.
     ConnectTimeout,
+    /// A packet that began and was not complete in time (the driver's reason).
+    PacketTimeout,
+    /// It was the slowest to complete its CONNECT or another packet when others needed the room (the driver's reason).
+    Crowded,
+    /// The client has read nothing for too long (the driver's reason).
+    Unread,
     /// Not a well-formed packet.
     Malformed(Malformed),
     /// The first packet was not a CONNECT [MQTT-3.1.0-1].
@@ -78,6 +84,9 @@ impl CloseReason {
             Self::TransportFailed => "transport_failed",
             Self::KeepAlive => "keep_alive",
             Self::ConnectTimeout => "connect_timeout",
+            Self::PacketTimeout => "packet_timeout",
+            Self::Crowded => "crowded",
+            Self::Unread => "unread",
             Self::Malformed(_) => "malformed",
             Self::NotConnect => "not_connect",
             Self::SecondConnect => "second_connect",

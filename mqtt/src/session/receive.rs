@@ -26,8 +26,10 @@ const CONNECT_MAX: usize = 10 + 5 * (2 + 65_535);
 pub(super) enum Waits {
     /// A PUBLISH, for the unsettled limit or the driver's hold.
     Publish,
-    /// A SUBSCRIBE or UNSUBSCRIBE, for answers to earlier ones.
+    /// A SUBSCRIBE or UNSUBSCRIBE, for answers to earlier ones or the driver's hold.
     Subscribe,
+    /// A packet that stores nothing, for its time to come.
+    Pace,
 }
 
 impl Session {
@@ -40,6 +42,7 @@ impl Session {
     pub fn receive(&mut self, input: &Bytes, now: Millis) -> usize {
         let mut used = 0;
         self.waits = None;
+        self.pace.fill(now, self.limits.control_rate);
         while self.events.len() < EVENTS_MAX && self.takes_packets() {
             let Some(rest) = input.get(used..).filter(|rest| !rest.is_empty()) else { break };
             match self.packet(input, rest, now) {
@@ -55,14 +58,15 @@ impl Session {
     /// refused or has to wait: don't read on for it. More than `input` holds: read on into a buffer of this size.
     pub fn needs(&self, input: &[u8]) -> Option<usize> {
         let kind = self.allowed(*input.first()?).ok()?;
-        if self.waiting(self.must_wait(kind)) {
+        if self.must_wait(kind).is_some() {
             return None;
         }
         self.frame(kind, input).ok()?.map(|frame| frame.total)
     }
 
     /// Whether to read from the transport. False: before the verdict on CONNECT; while a packet that has to wait is at
-    /// the front (PUBLISH held or at the unsettled limit, SUBSCRIBE with too many unanswered); while the client leaves
+    /// the front (PUBLISH held or at the unsettled limit, SUBSCRIBE with too many unanswered, too many packets that store
+    /// nothing); while the client leaves
     /// too much unread; when closed. When this turns true, call `receive` with what is left first.
     pub fn wants_read(&self) -> bool {
         self.takes_packets() && !self.waiting(self.waits)
@@ -75,6 +79,11 @@ impl Session {
             self.keep_alive.hear(now);
         }
         self.held = on;
+    }
+
+    /// While on, SUBSCRIBE and UNSUBSCRIBE are left unread: for a driver that can't tell others of more filters now.
+    pub fn hold_subscribes(&mut self, on: bool) {
+        self.held_subscribes = on;
     }
 
     /// Whether the client can't be heard because of us.
@@ -92,25 +101,28 @@ impl Session {
         match waits {
             None => false,
             Some(Waits::Publish) => self.held || self.unsettled.len() >= self.limits.unsettled.into(),
-            Some(Waits::Subscribe) => self.unanswered() >= UNANSWERED_MAX,
+            Some(Waits::Subscribe) => self.held_subscribes || self.unanswered() >= UNANSWERED_MAX,
+            Some(Waits::Pace) => self.pace.is_empty(self.limits.control_rate),
         }
     }
 
+    /// What a packet of this kind has to wait for now.
     fn must_wait(&self, kind: Kind) -> Option<Waits> {
-        match kind {
-            Kind::Publish { .. } => Some(Waits::Publish),
-            Kind::Subscribe | Kind::Unsubscribe => Some(Waits::Subscribe),
-            _ => None,
-        }
+        let waits: &[Waits] = match kind {
+            Kind::Publish { .. } => &[Waits::Publish],
+            Kind::Subscribe | Kind::Unsubscribe => &[Waits::Subscribe, Waits::Pace],
+            Kind::PingReq | Kind::PubAck => &[Waits::Pace],
+            _ => &[],
+        };
+        waits.iter().copied().find(|waits| self.waiting(Some(*waits)))
     }
 
     /// Takes the packet at the front of `rest`; its bytes, or `None` when not all of it is there or it has to wait.
     fn packet(&mut self, input: &Bytes, rest: &[u8], now: Millis) -> Result<Option<usize>, CloseReason> {
         let Some(first) = rest.first() else { return Ok(None) };
         let kind = self.allowed(*first)?;
-        let waits = self.must_wait(kind);
-        if self.waiting(waits) {
-            self.waits = waits;
+        if let Some(waits) = self.must_wait(kind) {
+            self.waits = Some(waits);
             return Ok(None);
         }
         let Some(frame) = self.frame(kind, rest)? else { return Ok(None) };
@@ -146,7 +158,7 @@ impl Session {
             Kind::PingReq | Kind::Disconnect => 0,
             _ => usize::MAX,
         };
-        if frame.total > self.limits.packet_bytes as usize {
+        if frame.total > self.packet_bytes as usize {
             return Err(CloseReason::PacketTooLarge);
         }
         if body > most { Err(CloseReason::Malformed(Malformed::Trailing)) } else { Ok(Some(frame)) }
@@ -159,10 +171,17 @@ impl Session {
                 self.refuse(crate::packet::ConnectCode::Version, CloseReason::ProtocolVersion);
             }
             Packet::Publish(publish) => self.publish(input, &publish)?,
-            Packet::PubAck { packet_id } => self.acknowledge(packet_id),
+            Packet::PubAck { packet_id } => {
+                if !self.acknowledge(packet_id) {
+                    self.pace.spend(0);
+                }
+            }
             Packet::Subscribe { packet_id, filters } => self.subscribe(packet_id, filters),
             Packet::Unsubscribe { packet_id, filters } => self.unsubscribe(packet_id, filters),
-            Packet::PingReq => self.answer(encode::pingresp),
+            Packet::PingReq => {
+                self.pace.spend(0);
+                self.answer(encode::pingresp);
+            }
             Packet::Disconnect => return Err(CloseReason::Disconnect),
         }
         Ok(())

@@ -62,13 +62,14 @@ impl Subscriptions {
     /// Notes the answer for one filter. A refused one stays when it was granted before, or when another SUBSCRIBE for it
     /// is unanswered.
     fn answer(&mut self, filter: &Bytes, granted: Option<QoS>) {
-        let open = self.unanswered.iter().filter_map(|packet| packet.asked.as_ref());
-        let again = open.flatten().any(|(other, _)| other == filter);
         let Some(known) = self.find(filter) else { return };
-        match granted {
-            Some(qos) => known.granted = Some(qos),
-            None if known.granted.is_none() && !again => self.forget(filter),
-            None => {}
+        if granted.is_some() || known.granted.is_some() {
+            known.granted = granted.or(known.granted);
+            return;
+        }
+        let mut open = self.unanswered.iter().filter_map(|packet| packet.asked.as_ref()).flatten();
+        if !open.any(|(other, _)| other == filter) {
+            self.forget(filter);
         }
     }
 
@@ -92,6 +93,7 @@ impl Session {
             SubscribeFilter { filter, qos, refused: no.then_some(SUBACK_FAILURE) }
         };
         let filters: Vec<_> = filters.map(judge).collect();
+        self.pace.spend(filters.len());
         let asked = filters.iter().map(|f| (f.filter.clone(), f.refused.is_some())).collect();
         subscriptions.unanswered.push_back(Unanswered { packet_id, asked: Some(asked) });
         self.events.push_back(Event::Subscribe { packet_id, filters });
@@ -101,6 +103,7 @@ impl Session {
         let subscriptions = self.subscriptions.get_or_insert_default();
         let filters: Vec<_> = filters.map(|(filter, _)| Bytes::copy_from_slice(filter)).collect();
         filters.iter().for_each(|filter| subscriptions.forget(filter));
+        self.pace.spend(filters.len());
         subscriptions.unanswered.push_back(Unanswered { packet_id, asked: None });
         self.events.push_back(Event::Unsubscribe { packet_id, filters });
     }

@@ -117,7 +117,8 @@ fn held_publishes_wait_until_released() {
 
 #[test]
 fn a_client_that_does_not_read_its_answers_is_not_read() {
-    let mut session = open();
+    let limits = SessionLimits { control_rate: 10_000, ..Default::default() };
+    let mut session = open_with(limits, |_| {}, 0);
     let pings = Bytes::from(PING.repeat(100_000));
     let used = session.receive(&pings, 0);
     assert!(used < pings.len() && !session.wants_read());

@@ -64,3 +64,54 @@ fn a_client_that_acknowledges_nothing_overruns_however_small_the_messages() {
     assert!((10_000..40_000).contains(&count), "{count}");
     assert_eq!(session.unacknowledged().count(), count, "the driver can tell who got no receipt");
 }
+
+#[test]
+fn at_the_outbound_limit_the_oldest_of_qos_0_go_and_are_counted() {
+    let limits = SessionLimits { outbound_bytes: 4_000, ..Default::default() };
+    let mut session = open_with(limits, |_| {}, 0);
+    let mut results = Vec::new();
+    for n in 0..1_000 {
+        results.push(session.deliver(&message(&n.to_string(), QoS::AtMostOnce, 0)));
+        assert!(session.outbound_bytes() <= 4_000 + 32);
+    }
+    assert!(results.iter().all(|result| matches!(result, Delivered::Sent | Delivered::Queued)));
+    let mut read = Vec::new();
+    while session.outbound_bytes() > 0 {
+        read.extend(sent(&mut session).into_iter().map(|(_, payload)| payload.parse::<u32>().unwrap()));
+    }
+    assert_eq!(session.take_displaced() as usize + read.len(), 1_000);
+    assert_eq!(session.take_displaced(), 0);
+    // What may be on the wire stays; of the rest the newest are there, in order.
+    let gap = read.windows(2).position(|pair| pair[1] != pair[0] + 1).unwrap();
+    assert!(read[..=gap].iter().copied().eq(0..=gap as u32) && gap < 200, "{gap}");
+    let newest = &read[gap + 1..];
+    assert!(newest.iter().copied().eq(1_000 - newest.len() as u32..1_000) && newest.len() > 100);
+    assert_eq!(session.deliver(&message("again", QoS::AtMostOnce, 0)), Delivered::Sent);
+}
+
+#[test]
+fn qos_1_takes_the_room_of_qos_0_and_closes_only_when_it_alone_is_too_much() {
+    let limits = SessionLimits { outbound_bytes: 4_000, inflight_out: 2, ..Default::default() };
+    let mut session = open_with(limits, |_| {}, 0);
+    for n in 0..500 {
+        session.deliver(&message(&n.to_string(), QoS::AtMostOnce, 0));
+    }
+    let before = session.take_displaced();
+    let text = "x".repeat(500);
+    let mut count = 0;
+    while session.has_room(&message(&text, QoS::AtLeastOnce, 1)) {
+        let delivered = session.deliver(&message(&text, QoS::AtLeastOnce, 1));
+        assert_eq!(delivered, if count < 2 { Delivered::Sent } else { Delivered::Queued });
+        assert!(session.outbound_bytes() <= 4_000 + 32);
+        count += 1;
+    }
+    assert_eq!(count, 5, "all but what may be on the wire");
+    assert!(before > 0 && session.take_displaced() > 100);
+    assert_eq!(
+        session.deliver(&message("x", QoS::AtMostOnce, 0)),
+        Delivered::Queued,
+        "a little room is left"
+    );
+    assert_eq!(session.deliver(&message(&text, QoS::AtLeastOnce, 1)), Delivered::Overrun);
+    assert_eq!(session.closed(), Some(CloseReason::Overrun));
+}

@@ -5,5 +5,6 @@
 mod acknowledgements;
 mod deliveries;
 mod endings;
+mod limits;
 mod subscriptions;
 mod support;
