@@ -8,7 +8,10 @@
 //! * A secret is read from a file or the environment; neither a flag nor the file of settings can hold one, and nothing
 //!   that is printed shows one.
 
-use std::{collections::BTreeMap, path::Path};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
 
 use crate::secret::Secret;
 
@@ -31,6 +34,8 @@ pub enum Kind {
     SecretFile,
     /// A secret itself: in the environment and nowhere else.
     SecretVariable,
+    /// A part of the file that the program reads itself: in the file and nowhere else.
+    Part,
 }
 
 /// One setting.
@@ -76,6 +81,11 @@ impl Setting {
         Self { flag: name, key: "", value: "", help, default: None, kind: Kind::SecretVariable }
     }
 
+    /// A part of the file below this key, such as a list of tables, that the program reads itself ([`Reader::part`]).
+    pub const fn part(key: &'static str, help: &'static str) -> Self {
+        Self { flag: key, key, value: "", help, default: None, kind: Kind::Part }
+    }
+
     /// Its variable.
     pub fn variable(&self) -> String {
         format!("PENSTOCK_{}", self.flag.to_ascii_uppercase().replace('-', "_"))
@@ -83,7 +93,11 @@ impl Setting {
 
     /// Its name where it is spoken about.
     fn called(&self) -> String {
-        if self.kind == Kind::SecretVariable { self.variable() } else { format!("--{}", self.flag) }
+        match self.kind {
+            Kind::SecretVariable => self.variable(),
+            Kind::Part => format!("[[{}]]", self.key),
+            _ => format!("--{}", self.flag),
+        }
     }
 }
 
@@ -150,6 +164,8 @@ pub struct Reader {
     program: Program,
     found: BTreeMap<&'static str, Found>,
     secrets: BTreeMap<&'static str, Secret>,
+    parts: BTreeMap<&'static str, toml::Value>,
+    file: Option<PathBuf>,
     otlp_endpoint: Option<String>,
     print: bool,
     faults: Vec<String>,
@@ -211,6 +227,8 @@ impl Reader {
             program,
             found: BTreeMap::new(),
             secrets: BTreeMap::new(),
+            parts: BTreeMap::new(),
+            file: None,
             otlp_endpoint: None,
             print: false,
             faults: Vec::new(),
@@ -232,9 +250,12 @@ impl Reader {
 
     fn take_file(&mut self, path: &Path) {
         let program = self.program;
-        match file::read(path) {
+        self.file = Some(path.to_owned());
+        let own = program.all().filter(|setting| setting.kind == Kind::Part);
+        match file::read(path, &own.map(|setting| setting.key).collect::<Vec<_>>()) {
             Err(fault) => self.faults.push(fault),
-            Ok(values) => {
+            Ok((values, parts)) => {
+                self.parts = parts;
                 for (key, value) in values {
                     let setting = program.all().find(|s| s.key == key && !key.is_empty());
                     match (setting, value) {
@@ -250,7 +271,7 @@ impl Reader {
     fn take_environment(&mut self, environment: &dyn Fn(&str) -> Option<String>) {
         let program = self.program;
         self.otlp_endpoint = environment("OTEL_EXPORTER_OTLP_ENDPOINT").filter(|text| !text.is_empty());
-        for setting in program.all() {
+        for setting in program.all().filter(|setting| setting.kind != Kind::Part) {
             // An empty variable is one that a script has left out.
             let Some(text) = environment(&setting.variable()).filter(|text| !text.is_empty()) else {
                 continue;
@@ -311,6 +332,16 @@ impl Reader {
         self.secrets.get(name).cloned()
     }
 
+    /// A part of the file as it stands there.
+    pub fn part(&self, key: &str) -> Option<&toml::Value> {
+        self.parts.get(key)
+    }
+
+    /// The file of settings, if there is one.
+    pub fn file(&self) -> Option<&Path> {
+        self.file.as_deref()
+    }
+
     /// What OpenTelemetry's own variable says.
     pub fn otlp_endpoint(&self) -> Option<String> {
         self.otlp_endpoint.clone()
@@ -337,7 +368,7 @@ impl Reader {
         if !self.faults.is_empty() {
             return Err(Faults { program: self.program.name, faults: self.faults });
         }
-        Ok(Effective::new(&self.program, &self.found, &self.secrets, self.print))
+        Ok(Effective::new(&self.program, &self.found, &self.secrets, &self.parts, self.print))
     }
 }
 

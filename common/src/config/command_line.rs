@@ -34,7 +34,7 @@ where
 /// What a flag says about a setting.
 pub(super) fn value(matches: &ArgMatches, setting: &Setting) -> Option<String> {
     match setting.kind {
-        Kind::SecretVariable => None,
+        Kind::SecretVariable | Kind::Part => None,
         Kind::Switch => matches.get_flag(setting.flag).then(|| "true".to_owned()),
         Kind::Plain | Kind::SecretFile => matches.get_one::<String>(setting.flag).cloned(),
     }
@@ -49,7 +49,8 @@ fn command(program: &Program) -> Command {
         .long("print-config")
         .action(ArgAction::SetTrue)
         .help("Print the settings in effect, without secrets, and end");
-    let flags = program.all().filter(|setting| setting.kind != Kind::SecretVariable).map(flag);
+    let no_flag = |kind| matches!(kind, Kind::SecretVariable | Kind::Part);
+    let flags = program.all().filter(|setting| !no_flag(setting.kind)).map(flag);
     Command::new(program.name)
         .version(env!("CARGO_PKG_VERSION"))
         .about(program.about)
@@ -76,6 +77,14 @@ fn after_help(program: &Program) -> String {
         text.push_str("Environment only:\n");
         for setting in secrets {
             text.push_str(&format!("  {:<28} {}\n", setting.variable(), setting.help));
+        }
+        text.push('\n');
+    }
+    let parts: Vec<_> = program.all().filter(|setting| setting.kind == Kind::Part).collect();
+    if !parts.is_empty() {
+        text.push_str("In the file only:\n");
+        for setting in parts {
+            text.push_str(&format!("  {:<28} {}\n", format!("[[{}]]", setting.key), setting.help));
         }
         text.push('\n');
     }

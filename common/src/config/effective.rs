@@ -19,10 +19,12 @@ impl Effective {
         program: &Program,
         found: &BTreeMap<&'static str, Found>,
         secrets: &BTreeMap<&'static str, Secret>,
+        parts: &BTreeMap<&'static str, toml::Value>,
         print: bool,
     ) -> Self {
         let mut sections = BTreeMap::<&str, String>::new();
-        for setting in program.all().filter(|setting| setting.kind != Kind::SecretVariable) {
+        let of_its_own = |kind| matches!(kind, Kind::SecretVariable | Kind::Part);
+        for setting in program.all().filter(|setting| !of_its_own(setting.kind)) {
             let (section, key) = setting.key.split_once('.').unwrap_or(("", setting.key));
             let text = sections.entry(section).or_default();
             line(text, key, setting, found.get(setting.flag));
@@ -32,6 +34,10 @@ impl Effective {
             let gap = if text.is_empty() { "" } else { "\n" };
             let head = if section.is_empty() { String::new() } else { format!("[{section}]\n") };
             text.push_str(&format!("{gap}{head}{lines}"));
+        }
+        for (key, value) in parts {
+            let part = toml::Table::from_iter([((*key).to_owned(), value.clone())]);
+            text.push_str(&format!("\n{part}"));
         }
         for setting in program.all().filter(|setting| secrets.contains_key(setting.flag)) {
             text.push_str(&format!("\n# {} is set\n", setting.variable()));

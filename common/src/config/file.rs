@@ -1,6 +1,6 @@
 //! The file of settings: TOML with one section a part, flattened to `section.key` and text.
 
-use std::{fs, path::Path};
+use std::{collections::BTreeMap, fs, path::Path};
 
 use toml::{Table, Value};
 
@@ -9,17 +9,22 @@ use super::Program;
 /// A value as text, or what is wrong with it.
 pub(super) type Text = Result<String, String>;
 
-pub(super) fn read(path: &Path) -> Result<Vec<(String, Text)>, String> {
+/// Parts of the file that the program reads itself.
+pub(super) type Parts = BTreeMap<&'static str, Value>;
+
+/// The values, and the parts with these keys of the top level as they are.
+pub(super) fn read(path: &Path, own: &[&'static str]) -> Result<(Vec<(String, Text)>, Parts), String> {
     let text = fs::read_to_string(path).map_err(|error| format!("--config {}: {error}", path.display()))?;
-    let table: Table = text.parse().map_err(|error: toml::de::Error| {
+    let mut table: Table = text.parse().map_err(|error: toml::de::Error| {
         let line =
             error.span().map(|span| text.get(..span.start).unwrap_or_default().matches('\n').count() + 1);
         let line = line.map(|line| format!(", line {line}")).unwrap_or_default();
         format!("--config {}{line}: {}", path.display(), error.message())
     })?;
+    let parts = own.iter().filter_map(|key| table.remove(*key).map(|value| (*key, value))).collect();
     let mut values = Vec::new();
     flatten("", &table, &mut values);
-    Ok(values)
+    Ok((values, parts))
 }
 
 fn flatten(prefix: &str, table: &Table, into: &mut Vec<(String, Text)>) {

@@ -120,3 +120,25 @@ fn a_wrong_command_line_is_one_line() {
     }
     assert!(matches!(PROGRAM.ask_with(["prog", "--version"], &none), Ok(Asked::Print(_))));
 }
+
+#[test]
+fn a_part_is_the_programs_own_and_comes_back_in_what_is_printed() {
+    const PARTS: &[Setting] = &[Setting::part("route", "Routes.")];
+    const WITH: Program = Program { settings: &[SETTINGS, PARTS], ..PROGRAM };
+    let (_dir, path) =
+        file("[mqtt]\nwait = \"1s\"\n[[route]]\nname = \"a\"\n[route.x]\ny = 1\n[[route]]\nname = \"b\"");
+    let args = ["prog", "--config", &path, "--etcd", "e"];
+    let Asked::Run(reader) = WITH.ask_with(args, &|_| None).unwrap() else { panic!("it runs") };
+    let names: Vec<_> =
+        reader.part("route").unwrap().as_array().unwrap().iter().map(|r| &r["name"]).collect();
+    assert_eq!(names, [&toml::Value::from("a"), &toml::Value::from("b")]);
+    assert_eq!(reader.file(), Some(std::path::Path::new(&path)));
+    let shown: toml::Table = reader.finish().unwrap().text.parse().unwrap();
+    assert_eq!(shown["route"].as_array().unwrap().len(), 2);
+    let mut reader = ask(&["--config", &path], &[]);
+    reader.fault("", "");
+    let told = reader.finish().unwrap_err().to_string();
+    assert!(told.contains("there is no setting route"), "unknown to a program without it: {told}");
+    let Asked::Print(help) = WITH.ask_with(["prog", "--help"], &|_| None).unwrap() else { panic!("help") };
+    assert!(help.contains("[[route]]") && !help.contains("--route"), "{help}");
+}
