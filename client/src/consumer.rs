@@ -189,6 +189,11 @@ impl Consumer {
         self.receive().await.map(|_| ())
     }
 
+    /// Whether the group is joined on all partitions, as it changes: for readiness. False while no server answers.
+    pub fn connected(&self) -> watch::Receiver<bool> {
+        self.state.clone()
+    }
+
     /// Acknowledges a message: it is done for the group. Sent with others at the end of the turn; any order.
     pub fn ack(&self, message: &Message) {
         self.acker().ack(message.position);

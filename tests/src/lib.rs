@@ -13,6 +13,7 @@ pub mod device;
 pub mod etcd;
 pub mod load;
 pub mod paho;
+pub mod platform;
 pub mod ports;
 pub mod program;
 pub mod redis;

@@ -41,6 +41,12 @@ impl Program {
         self
     }
 
+    /// Adds a flag without a value.
+    pub fn switch(mut self, flag: &str) -> Self {
+        self.arguments.push(format!("--{flag}"));
+        self
+    }
+
     /// Adds an environment variable.
     pub fn variable(mut self, name: &str, value: &str) -> Self {
         self.environment.push((name.to_owned(), value.to_owned()));

@@ -24,6 +24,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("standalone", &["common", "gateway", "router"]),
     ("client", &["proto"]),
     ("ctl", &["client", "proto"]),
+    ("mapper", &["client", "common", "mqtt"]),
     ("loadtest", &["client", "mqtt", "proto"]),
 ];
 
