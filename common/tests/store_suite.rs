@@ -19,6 +19,8 @@ mod redis_cluster;
 mod redis_only;
 #[path = "support/redis.rs"]
 mod redis_server;
+#[path = "store_suite/replicated.rs"]
+mod replicated;
 #[path = "store_suite/sessions.rs"]
 mod sessions;
 #[path = "store_suite/trim.rs"]

@@ -5,14 +5,35 @@ use std::{path::PathBuf, time::Duration};
 use penstock_client::Client;
 use tempfile::TempDir;
 
-use crate::{etcd::Etcd, program::Program, redis::Redis, tenant::TestTenant, wait::eventually};
+use crate::{
+    etcd::Etcd, program::Program, redis::Redis, redis_cluster::RedisCluster, tenant::TestTenant,
+    wait::eventually,
+};
 
 const ADMIN_PASSWORD: &str = "admin-password-0123456789";
 /// TTL of the leases in etcd that members hold.
 pub const LEASE: Duration = Duration::from_secs(10);
 
+/// What routers can be pointed to.
+pub trait Backend {
+    /// For `--redis`.
+    fn url(&self) -> String;
+}
+
+impl Backend for Redis {
+    fn url(&self) -> String {
+        self.url()
+    }
+}
+
+impl Backend for RedisCluster {
+    fn url(&self) -> String {
+        self.url()
+    }
+}
+
 /// Everything runs until it is dropped.
-pub struct Cluster {
+pub struct Cluster<S = Redis> {
     /// In the order of their start.
     pub gateways: Vec<Program>,
     /// In the order of their start.
@@ -20,7 +41,8 @@ pub struct Cluster {
     /// The registry.
     pub etcd: Etcd,
     /// The store.
-    pub redis: Redis,
+    pub redis: S,
+    durability: String,
     secret: PathBuf,
     _directory: TempDir,
 }
@@ -28,12 +50,25 @@ pub struct Cluster {
 impl Cluster {
     /// Starts it and waits until all is ready, and linked.
     pub async fn start(gateways: usize, routers: usize) -> Self {
+        Self::start_on(gateways, routers, Redis::start().await, "memory").await
+    }
+}
+
+impl<S: Backend> Cluster<S> {
+    /// The same on a store of the test's own, at a durability class.
+    pub async fn start_on(gateways: usize, routers: usize, redis: S, durability: &str) -> Self {
         let directory = tempfile::tempdir().expect("a temporary directory");
         let secret = directory.path().join("cluster-secret");
         std::fs::write(&secret, "a-cluster-secret-of-32-characters").expect("the secret is written");
-        let (etcd, redis) = tokio::join!(Etcd::start(), Redis::start());
-        let mut cluster =
-            Self { gateways: Vec::new(), routers: Vec::new(), etcd, redis, secret, _directory: directory };
+        let mut cluster = Self {
+            gateways: Vec::new(),
+            routers: Vec::new(),
+            etcd: Etcd::start().await,
+            redis,
+            durability: durability.to_owned(),
+            secret,
+            _directory: directory,
+        };
         for _ in 0..routers {
             cluster.add_router().await;
         }
@@ -50,6 +85,7 @@ impl Cluster {
             .flag("node-id", name)
             .flag("etcd", self.etcd.url())
             .flag("redis", self.redis.url())
+            .flag("durability", &self.durability)
             .flag("cluster-secret-file", self.secret.display().to_string())
             .variable("PENSTOCK_ADMIN_PASSWORD", ADMIN_PASSWORD)
     }

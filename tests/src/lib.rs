@@ -17,6 +17,7 @@ pub mod platform;
 pub mod ports;
 pub mod program;
 pub mod redis;
+pub mod redis_cluster;
 pub mod standalone;
 pub mod tenant;
 pub mod wait;

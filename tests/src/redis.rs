@@ -7,7 +7,7 @@ use tokio::{
     process::Command,
 };
 
-use crate::{child::Child, ports, program::START, wait::eventually};
+use crate::{child::Child, command::run, ports, program::START, wait::eventually};
 
 /// Redis on a free port, in a directory of its own.
 pub struct Redis {
@@ -38,6 +38,25 @@ impl Redis {
     /// `redis://127.0.0.1:PORT`.
     pub fn url(&self) -> String {
         format!("redis://127.0.0.1:{}", self.port)
+    }
+
+    /// `127.0.0.1:PORT`.
+    pub fn address(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
+    }
+
+    /// Lines of an answer, as `redis-cli` prints them to a pipe, without empty ones; none when Redis is away.
+    pub async fn ask(&self, command: &[&str]) -> Vec<String> {
+        let mut asking = Command::new("redis-cli");
+        asking.args(["-p", &self.port.to_string()]).args(command);
+        let ran = run("redis-cli", asking).await;
+        let lines = ran.lines.iter().map(|line| line.trim().to_owned()).filter(|line| !line.is_empty());
+        if ran.code == Some(0) { lines.collect() } else { Vec::new() }
+    }
+
+    /// Whether it says that it is one.
+    pub async fn is_primary(&self) -> bool {
+        self.ask(&["ROLE"]).await.first().is_some_and(|role| role == "master")
     }
 
     /// SIGTERM: Redis syncs its append-only file and ends.

@@ -44,6 +44,23 @@ impl RedisServer {
         panic!("no redis-server could be started");
     }
 
+    /// A sentinel instead, with the lines of its file.
+    pub fn sentinel(lines: &str) -> Self {
+        for _ in 0..10 {
+            let (port, directory) = (free_port(), tempfile::tempdir().unwrap());
+            let file = directory.path().join("sentinel.conf");
+            std::fs::write(&file, format!("port {port}\nbind 127.0.0.1\n{lines}")).unwrap();
+            let mut command = Command::new("redis-server");
+            command.arg(&file).arg("--sentinel").current_dir(directory.path()).stdout(Stdio::null());
+            let child = command.spawn().unwrap();
+            let mut server = Self { child, port, directory, settings: Vec::new() };
+            if server.answers() {
+                return server;
+            }
+        }
+        panic!("no sentinel could be started");
+    }
+
     pub fn url(&self) -> String {
         format!("redis://127.0.0.1:{}", self.port)
     }

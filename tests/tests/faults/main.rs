@@ -8,6 +8,7 @@ mod etcd_paused;
 mod gateway_killed;
 mod gateway_paused;
 mod identifier_fought_over;
+mod redis_cluster;
 mod redis_paused;
 mod redis_restarted;
 mod rolling_upgrade;

@@ -16,7 +16,7 @@ struct Reason {
 pub(super) struct Counts {
     /// Connections to a primary that were given up.
     pub(super) lost: Counter,
-    /// Entries that too few replicas confirmed in time.
+    /// Entries and takes that too few replicas confirmed in time.
     pub(super) unconfirmed: Counter,
     redirects: Family<Reason, Counter>,
 }
@@ -40,8 +40,8 @@ impl Counts {
             self.lost.clone(),
         );
         registry.register(
-            "penstock_store_unconfirmed_entries",
-            "Entries that too few replicas confirmed in time: in doubt, not acknowledged",
+            "penstock_store_unconfirmed",
+            "Entries and takes that too few replicas confirmed in time: in doubt, not acknowledged",
             self.unconfirmed.clone(),
         );
         registry.register(
