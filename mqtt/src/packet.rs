@@ -103,7 +103,7 @@ pub struct Properties {
 /// One filter of a SUBSCRIBE. Owns a copy of the filter.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct SubscribeFilter {
-    /// A valid filter unless refused for being invalid.
+    /// A valid filter; empty when it is one that the session refuses whatever its state.
     pub filter: Bytes,
     /// What can be granted at most: the asked one, capped at 1.
     pub qos: QoS,

@@ -159,7 +159,7 @@ pub enum Event {
     Unsubscribe {
         /// For the answer.
         packet_id: u16,
-        /// At least one; valid, not all of them need be subscribed. Copies.
+        /// Valid, not all of them need be subscribed; none when all are longer than a subscription can be. Copies.
         filters: Vec<Bytes>,
     },
     /// The client acknowledged the delivery with this token.

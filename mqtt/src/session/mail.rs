@@ -55,21 +55,24 @@ impl Session {
     }
 
     /// Sends a message of QoS 1 with a packet identifier that is reserved, or (with its token) in flight; `again` sets DUP.
-    /// False: closed, not a valid packet, or the identifier is another message's; nothing happened.
+    /// False: closed, not a valid packet, or the identifier is neither; nothing happened.
     pub fn deliver_mail(&mut self, packet_id: u16, again: bool, delivery: &Delivery<'_>) -> bool {
         let len = encode::publish_len(delivery.topic, delivery.payload, QoS::AtLeastOnce);
         let Some(len) = len.ok().filter(|_| self.state == State::Open) else { return false };
-        // Goes out in any case: the store was told how much fits.
-        self.make_room(len);
-        let outgoing = self.outgoing.get_or_insert_default();
+        let Some(outgoing) = &mut self.outgoing else { return false };
         match outgoing.inflight.iter().find(|(id, _)| *id == packet_id) {
             Some((_, token)) if *token == delivery.token => {}
             Some(_) => return false,
             None => {
-                outgoing.reserved.retain(|id| *id != packet_id);
+                let Some(place) = outgoing.reserved.iter().position(|id| *id == packet_id) else {
+                    return false;
+                };
+                outgoing.reserved.remove(place);
                 outgoing.inflight.push_back((packet_id, delivery.token));
             }
         }
+        // Goes out in any case: the store was told how much fits.
+        self.make_room(len);
         let first = self.transmit.len();
         let qos = QoS::AtLeastOnce;
         let encoded = encode::publish(&mut self.transmit, delivery.topic, delivery.payload, qos, packet_id);

@@ -48,6 +48,8 @@ impl Session {
             match self.packet(input, rest, now) {
                 Ok(Some(total)) => used += total,
                 Ok(None) => break,
+                // The endpoint's own rule, as reserved topics are: earlier acknowledgements leave first.
+                Err(reason @ CloseReason::QosNotOffered) => self.close_when_settled(reason),
                 Err(reason) => self.close(reason),
             }
         }

@@ -73,6 +73,8 @@ impl Session {
     pub fn close_when_settled(&mut self, reason: CloseReason) {
         match self.state {
             State::Closed(_) => {}
+            // A refusal that is in the queue already closes.
+            State::Open if self.unsettled.ends => {}
             State::Open => {
                 self.unsettled.ends = true;
                 let fate = Some(Settled::Refused(reason));

@@ -88,7 +88,9 @@ impl Session {
         let subscriptions = self.subscriptions.get_or_insert_default();
         let judge = |(filter, qos): (&[u8], u8)| {
             let no = filter.len() > topic_max || filter.starts_with(SHARED) || self.reserved.contains(filter);
-            let (filter, qos) = (Bytes::copy_from_slice(filter), QoS::capped(qos.into()));
+            // A refused one may be 64 KiB long, and would be kept until the answer.
+            let filter = if no { Bytes::new() } else { Bytes::copy_from_slice(filter) };
+            let qos = QoS::capped(qos.into());
             let no = no || !subscriptions.ask(&filter, qos, most);
             SubscribeFilter { filter, qos, refused: no.then_some(SUBACK_FAILURE) }
         };
@@ -101,9 +103,12 @@ impl Session {
 
     pub(super) fn unsubscribe(&mut self, packet_id: u16, filters: Filters<'_>) {
         let subscriptions = self.subscriptions.get_or_insert_default();
+        // A longer one can't be subscribed.
+        let named = filters.clone().count();
+        let filters = filters.filter(|(filter, _)| filter.len() <= self.limits.topic_bytes.into());
         let filters: Vec<_> = filters.map(|(filter, _)| Bytes::copy_from_slice(filter)).collect();
         filters.iter().for_each(|filter| subscriptions.forget(filter));
-        self.pace.spend(filters.len());
+        self.pace.spend(named);
         subscriptions.unanswered.push_back(Unanswered { packet_id, asked: None });
         self.events.push_back(Event::Unsubscribe { packet_id, filters });
     }

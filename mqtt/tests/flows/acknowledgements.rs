@@ -68,6 +68,22 @@ fn a_publish_to_a_reserved_topic_closes_after_earlier_acknowledgements() {
 }
 
 #[test]
+fn a_publish_of_qos_2_closes_after_earlier_acknowledgements() {
+    let mut session = open();
+    let bytes =
+        Bytes::from([&publish(1)[..], &publish(2), &[0x34, 6, 0, 1, b'a', 0, 3, b'x'], &PING].concat());
+    session.receive(&bytes, 0);
+    let tokens: Vec<_> = events(&mut session)
+        .into_iter()
+        .filter_map(|event| if let Event::Publish { token, .. } = event { token } else { None })
+        .collect();
+    assert!(session.closed().is_none() && !session.wants_read());
+    tokens.iter().for_each(|token| session.settle(*token, Settled::Stored));
+    assert_eq!(acked(&mut session), [1, 2]);
+    assert_eq!(events(&mut session), [Event::Closed(CloseReason::QosNotOffered)]);
+}
+
+#[test]
 fn draining_lets_acknowledgements_leave() {
     let mut session = open();
     let tokens = feed(&mut session, &[publish(1)]);
@@ -76,6 +92,10 @@ fn draining_lets_acknowledgements_leave() {
     session.settle(tokens[0], Settled::Stored);
     assert_eq!(acked(&mut session), [1]);
     assert_eq!(session.closed(), Some(CloseReason::Draining));
+    let mut asked_twice = open();
+    feed(&mut asked_twice, &[publish(1)]);
+    (0..100).for_each(|_| asked_twice.close_when_settled(CloseReason::Draining));
+    assert_eq!(asked_twice.unsettled(), 2, "the publish, and one end");
     let mut idle = open();
     idle.close_when_settled(CloseReason::Draining);
     assert_eq!(idle.closed(), Some(CloseReason::Draining));
