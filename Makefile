@@ -1,5 +1,5 @@
 # The menu.
-.PHONY: help run cluster test lint bench bench-micro instructions instructions-accept helm helm-golden compose image image-check programs format packages
+.PHONY: help run cluster test fuzz lint bench bench-micro instructions instructions-accept helm helm-golden compose image image-check programs format packages
 
 # Programs of a cluster, and all backends.
 ALL := --workspace --all-features
@@ -20,6 +20,9 @@ test: packages ## Run every test, with real etcd, Redis and MQTT clients
 	cargo build --locked $(PROGRAMS)
 	cargo test --locked $(ALL)
 	@echo "make test: all tests passed"
+
+fuzz: ## Drive MQTT sessions with random programs: 10 million steps, or STEPS=, from SEED= (docs/conformance.md)
+	cargo run --locked --release --manifest-path mqtt/fuzz/Cargo.toml --bin soak -- $(or $(STEPS),10000000) $(or $(SEED),1)
 
 lint: ## Formatting and clippy, warnings are errors
 	cargo fmt --all --check

@@ -1,0 +1,6 @@
+//! libFuzzer's way into [`penstock_mqtt_fuzz::session`].
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|input: &[u8]| {
+    penstock_mqtt_fuzz::session::run(input);
+});
