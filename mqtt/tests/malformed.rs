@@ -324,8 +324,11 @@ fn every_field_takes_strings_that_are_unusual() {
     }
 }
 
+/// A packet by name, and when it comes.
+type Kind = (&'static str, fn() -> Session, Vec<u8>);
+
 /// A good packet of each kind that clients send.
-fn all_kinds() -> Vec<(&'static str, fn() -> Session, Vec<u8>)> {
+fn all_kinds() -> Vec<Kind> {
     vec![
         ("CONNECT", fresh, connect(WILL | 0x48, &[b"c1", b"w/1", b"bye", b"demo/device", b"secret"])),
         ("SUBSCRIBE", open, packet(0x82, b"\0\x07\0\x03a/#\x01\0\x01b\0")),

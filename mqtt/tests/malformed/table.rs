@@ -63,7 +63,7 @@ fn row(line: &str, open: bool) -> Row {
 }
 
 fn hexadecimal(text: &str) -> Vec<u8> {
-    assert!(text.len() % 2 == 0, "half a byte: {text}");
+    assert!(text.len().is_multiple_of(2), "half a byte: {text}");
     (0..text.len()).step_by(2).map(|at| u8::from_str_radix(&text[at..at + 2], 16).expect(text)).collect()
 }
 
