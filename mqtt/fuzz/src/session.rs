@@ -84,12 +84,19 @@ fn limits(which: usize) -> SessionLimits {
         inflight_out: 2,
         outbound_bytes: 500,
         unsettled: 2,
+        control_rate: 3,
         connect_timeout: 1_000,
         persistent: true,
     };
     match which {
         0 => SessionLimits { persistent: true, ..SessionLimits::default() },
-        1 => SessionLimits { persistent: false, outbound_bytes: 4_096, unsettled: 20, ..tiny },
+        1 => SessionLimits {
+            persistent: false,
+            outbound_bytes: 4_096,
+            unsettled: 20,
+            control_rate: 1_000,
+            ..tiny
+        },
         2 => SessionLimits { packet_bytes: 2, inflight_out: 0, unsettled: 0, outbound_bytes: 0, ..tiny },
         _ => tiny,
     }
@@ -150,15 +157,16 @@ impl<'a> World<'a> {
                 let on = self.program.byte() & 1 == 1;
                 self.session.hold_publishes(on, self.now);
             }
-            29 => {
-                let on = self.program.byte() & 1 == 1;
-                self.session.suspend_keep_alive(on, self.now);
-            }
+            29 => match self.program.byte() {
+                how if how & 2 == 0 => self.session.suspend_keep_alive(how & 1 == 1, self.now),
+                0xff => self.session.limit_packets(200),
+                how => self.session.hold_subscribes(how & 1 == 1),
+            },
             30 => self.admit(),
             _ => self.end_rarely(),
         }
         self.events();
-        self.model.check(&mut self.session, self.now);
+        self.model.check(&mut self.session);
     }
 
     fn send(&mut self, bytes: &[u8]) {
@@ -411,7 +419,7 @@ impl<'a> World<'a> {
     fn close(&mut self, reason: CloseReason) {
         self.session.close(reason);
         self.events();
-        self.model.check(&mut self.session, self.now);
+        self.model.check(&mut self.session);
         self.write(usize::MAX);
         self.model.ended(&self.session);
         if !self.program.0.is_empty() {

@@ -46,6 +46,6 @@ impl Session {
         let waits = self.state == State::Open
             && self.waits == Some(Waits::Pace)
             && self.pace.is_empty(self.limits.control_rate);
-        waits.then(|| self.pace.filled + STEP.max(1_000 / Millis::from(self.limits.control_rate.max(1))))
+        waits.then(|| self.pace.filled + STEP.max(1_000u64.div_ceil(self.limits.control_rate.max(1).into())))
     }
 }
