@@ -4,6 +4,8 @@ use std::net::SocketAddr;
 
 use penstock_common::secret::Secret;
 
+use crate::door::web::WebConfig;
+
 /// Settings with sane defaults.
 #[derive(Clone)]
 pub struct RouterConfig {
@@ -13,13 +15,17 @@ pub struct RouterConfig {
     pub link_listen: SocketAddr,
     /// Where microservices and operators call.
     pub grpc_listen: SocketAddr,
+    /// Where the WebSocket door is.
+    pub http_listen: SocketAddr,
+    /// Settings of the WebSocket door.
+    pub web: WebConfig,
     /// host:port under which others reach the link port; None: the listener's own address.
     pub link_advertise: Option<String>,
     /// host:port under which others reach the gRPC door; None: the listener's own address.
     pub grpc_advertise: Option<String>,
     /// Shared by all gateways and routers; None only when all of the inside is on loopback.
     pub cluster_secret: Option<Secret>,
-    /// Take passwords at the gRPC door without TLS also off loopback.
+    /// Take passwords at the doors without TLS also off loopback.
     pub plain_passwords: bool,
     /// Between two heartbeats of a link, milliseconds.
     pub heartbeat_ms: u32,
@@ -38,6 +44,8 @@ impl Default for RouterConfig {
             node_id: "router".to_owned(),
             link_listen: local(7_000),
             grpc_listen: local(7_070),
+            http_listen: local(7_080),
+            web: WebConfig::default(),
             link_advertise: None,
             grpc_advertise: None,
             cluster_secret: None,

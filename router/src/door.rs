@@ -1,5 +1,5 @@
-//! The gRPC door: what microservices and operators call. [`auth`] says who calls and may do what, [`messaging`] and
-//! [`groups`] serve the Messaging contract, [`admin`] administration, [`status`] maps every error to the wire.
+//! The doors: what microservices and operators call. gRPC: [`auth`] says who calls and may do what, [`messaging`] and
+//! [`groups`] serve the Messaging contract, [`admin`] administration, [`status`] maps every error to the wire. HTTP: [`web`], WebSockets of today's microservices.
 
 pub mod admin;
 pub mod auth;
@@ -9,6 +9,7 @@ pub mod groups;
 pub mod messaging;
 pub mod receipts;
 pub mod status;
+pub mod web;
 
 use std::sync::Arc;
 

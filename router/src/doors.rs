@@ -8,6 +8,7 @@ use penstock_proto::link::{
     AuthResult, Authenticate, Verdict as Answer, link_server::LinkServer as LinkService,
 };
 use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 
 use crate::{
@@ -18,6 +19,7 @@ use crate::{
         auth::{Auth, DoorConfig},
         messaging::MessagingService,
         receipts::Receipts,
+        web::Door,
     },
     groups::{
         home::PartitionHome,
@@ -105,6 +107,13 @@ impl Doors {
             self.auth.clone(),
             Arc::clone(&self.verifier),
         ))
+    }
+}
+
+impl Doors {
+    /// Microservices over HTTP and WebSockets, until it drains.
+    pub fn web(&self, homes: &Homes, draining: CancellationToken) -> Arc<Door> {
+        Door::new(self.inside.clone(), self.auth.clone(), homes.config.web, draining)
     }
 }
 

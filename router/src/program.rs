@@ -44,14 +44,12 @@ const OWN: &[Setting] = &[
         "HOST:PORT",
         "How others reach --link-listen; needed when it is 0.0.0.0 or [::]",
     ),
-    settings::GRPC_LISTEN,
     Setting::new(
         "grpc-advertise",
         "grpc.advertise",
         "HOST:PORT",
         "How others reach --grpc-listen, shown by penstockctl cluster",
     ),
-    settings::ACCEPT_PLAIN_PASSWORDS,
     settings::ADMIN_PASSWORD_FILE,
     settings::ADMIN_PASSWORD,
     process::CLUSTER_SECRET_FILE,
@@ -72,7 +70,7 @@ penstock-router --etcd http://etcd-0:2379 --redis redis://redis:6379 --durabilit
     --link-listen 0.0.0.0:7000 --link-advertise router-0.routers:7000 \\
     --cluster-secret-file /run/secrets/cluster --admin-password-file /run/secrets/admin
 penstock-router --config router.toml --print-config",
-    settings: &[OWN, telemetry::SETTINGS],
+    settings: &[OWN, settings::DOORS, telemetry::SETTINGS],
 };
 
 /// What the program runs with.
@@ -99,6 +97,9 @@ pub fn read(reader: &mut Reader) -> RouterProgram {
         link_listen,
         link_advertise,
         grpc_listen: settings::grpc_listen(reader),
+        http_listen: settings::http_listen(reader),
+        web: settings::web(reader),
+        plain_passwords: settings::plain_passwords(reader),
         grpc_advertise: reader.optional("grpc-advertise"),
         cluster_secret: secret,
         ..RouterConfig::default()

@@ -11,14 +11,19 @@ use penstock_common::{
     store::Store,
 };
 use penstock_proto::link::{Leaving, control_down};
-use tokio::{sync::watch, task::JoinHandle, time::Instant};
+use tokio::{
+    sync::watch,
+    task::JoinHandle,
+    time::{Instant, timeout},
+};
 use tokio_stream::wrappers::TcpListenerStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{service::Routes, transport::Server};
-use tracing::error;
+use tracing::{error, warn};
 
 use crate::{
     config::RouterConfig,
+    door::web,
     doors::{Doors, DoorsError},
     homes::Homes,
     metrics::Metrics,
@@ -30,6 +35,8 @@ use crate::{
 const KEEP_ALIVE: Duration = Duration::from_secs(5);
 /// Between two looks at whether shards have moved their lanes away.
 const DRAIN_STEP: Duration = Duration::from_millis(50);
+/// For WebSockets to say goodbye.
+const WEB_CLOSE: Duration = Duration::from_secs(5);
 
 /// A router that could not start.
 #[derive(Debug, thiserror::Error)]
@@ -59,8 +66,11 @@ pub struct RunningRouter {
     homes: Arc<Homes>,
     link: SocketAddr,
     grpc: SocketAddr,
+    http: SocketAddr,
     stop_links: CancellationToken,
     stop_doors: CancellationToken,
+    stop_web: CancellationToken,
+    web: Arc<web::Door>,
     serving: Vec<JoinHandle<()>>,
     ready: watch::Sender<bool>,
 }
@@ -79,6 +89,7 @@ impl Router {
     ) -> Result<RunningRouter, StartError> {
         let (link, link_address) = bind("links", "link-listen", config.link_listen)?;
         let (grpc, grpc_address) = bind("the gRPC door", "grpc-listen", config.grpc_listen)?;
+        let (http, http_address) = bind("the WebSocket door", "http-listen", config.http_listen)?;
         let incarnation = seams.number();
         let member = Member {
             incarnation,
@@ -92,22 +103,31 @@ impl Router {
         let (homes, took_over) = Homes::new(config, incarnation, store, registry, seams, own);
         let doors = Doors::new(&homes, took_over)?;
         let (stop_links, stop_doors) = (CancellationToken::new(), CancellationToken::new());
+        let stop_web = CancellationToken::new();
+        let web = doors.web(&homes, stop_web.clone());
+        web.register(metrics);
         let serving = vec![
             serve(doors.inside(&homes), link, stop_links.clone()),
             serve(doors.outside(), grpc, stop_doors.clone()),
             tokio::spawn(presence::follow(Arc::clone(&homes), stop_links.clone())),
             tokio::spawn(doors.watch(&homes, metrics).run()),
+            tokio::spawn(web::serve::serve(web.routes(), http, stop_web.clone())),
+            tokio::spawn(Arc::clone(&web).sweep()),
         ];
         homes.registry.join(member).await?;
         announce("link", link_address);
         announce("grpc", grpc_address);
+        announce("http", http_address);
         let ready = watch::Sender::new(true);
         Ok(RunningRouter {
             homes,
             link: link_address,
             grpc: grpc_address,
+            http: http_address,
             stop_links,
             stop_doors,
+            stop_web,
+            web,
             serving,
             ready,
         })
@@ -159,22 +179,31 @@ impl RunningRouter {
         self.grpc
     }
 
+    /// Where the WebSocket door is.
+    pub fn http_address(&self) -> SocketAddr {
+        self.http
+    }
+
     /// True while it serves and does not drain.
     pub fn ready(&self) -> watch::Receiver<bool> {
         self.ready.subscribe()
     }
 
-    /// Stops in order: leaves the registry, tells the shards to move their lanes, waits for them until the deadline, closes the doors, commits
+    /// Stops in order: leaves the registry, closes the WebSockets, tells the shards to move their lanes, waits for them until the deadline, closes the doors, commits
     /// what is open, closes the links.
     pub async fn drain(self, deadline: Duration) {
         self.ready.send_replace(false);
         let until = Instant::now() + deadline;
         self.homes.registry.leave().await;
+        self.stop_web.cancel();
         for link in self.homes.links.all() {
             link.tell(control_down::Kind::Leaving(Leaving {}));
         }
         while Instant::now() < until && self.homes.links.all().iter().any(|link| link.lanes() > 0) {
             tokio::time::sleep(DRAIN_STEP).await;
+        }
+        if timeout(WEB_CLOSE, self.web.closed()).await.is_err() {
+            warn!("WebSockets were still open when the drain ended");
         }
         self.stop_now().await;
     }
@@ -182,6 +211,7 @@ impl RunningRouter {
     /// Ends at once.
     pub async fn stop_now(self) {
         self.ready.send_replace(false);
+        self.stop_web.cancel();
         self.stop_doors.cancel();
         for home in self.homes.all(None) {
             home.lose("the router stops");

@@ -29,6 +29,8 @@ const PARTITIONS: u32 = 4;
 mod homes;
 #[path = "doors/modes.rs"]
 mod modes;
+#[path = "doors/web.rs"]
+mod web;
 #[path = "support/world.rs"]
 mod world;
 

@@ -22,6 +22,7 @@ use penstock_common::{
 use penstock_gateway::{Gateway, GatewayConfig, RunningGateway, TransportKind, settings as gateway_settings};
 use penstock_router::{
     config::RouterConfig,
+    door::web::WebConfig,
     settings as router_settings,
     start::{Router, RunningRouter},
 };
@@ -38,8 +39,6 @@ const OWN: &[Setting] = &[
     Setting::switch("no-demo", "data.no_demo", "Create no tenant at the first start"),
     Setting::secret_variable("demo-password", "Password of demo/device and demo/app instead of random ones"),
     router_settings::ADMIN_PASSWORD,
-    router_settings::GRPC_LISTEN,
-    router_settings::ACCEPT_PLAIN_PASSWORDS,
     process::NODE_ID,
     process::DRAIN_TIMEOUT,
     process::DRAIN_DELAY,
@@ -57,7 +56,13 @@ penstock --data-dir /var/lib/penstock --mqtt-listen 0.0.0.0:1883
 penstock --mqtts-listen 0.0.0.0:8883 --ws-listen 0.0.0.0:8083 --wss-listen 0.0.0.0:8084 \\
     --tls-cert-file tls/fullchain.pem --tls-key-file tls/key.pem
 PENSTOCK_DEMO_PASSWORD=secret penstock --data-dir /tmp/try --mqtt-listen 127.0.0.1:0",
-    settings: &[OWN, gateway_settings::SETTINGS, gateway_settings::LIMITS, telemetry::SETTINGS],
+    settings: &[
+        OWN,
+        router_settings::DOORS,
+        gateway_settings::SETTINGS,
+        gateway_settings::LIMITS,
+        telemetry::SETTINGS,
+    ],
 };
 
 /// What the program runs with.
@@ -66,6 +71,8 @@ pub struct Standalone {
     durability: Durability,
     gateway: GatewayConfig,
     grpc_listen: SocketAddr,
+    http_listen: SocketAddr,
+    web: WebConfig,
     plain_passwords: bool,
     node_id: String,
     wishes: Wishes,
@@ -90,7 +97,9 @@ pub fn read(reader: &mut Reader) -> Standalone {
         durability,
         gateway,
         grpc_listen: router_settings::grpc_listen(reader),
-        plain_passwords: reader.switch(router_settings::ACCEPT_PLAIN_PASSWORDS.flag),
+        http_listen: router_settings::http_listen(reader),
+        web: router_settings::web(reader),
+        plain_passwords: router_settings::plain_passwords(reader),
         node_id,
         wishes: Wishes {
             demo: !reader.switch("no-demo"),
@@ -158,6 +167,8 @@ async fn parts(
         node_id: program.node_id,
         link_listen: SocketAddr::from(([127, 0, 0, 1], 0)),
         grpc_listen: program.grpc_listen,
+        http_listen: program.http_listen,
+        web: program.web,
         cluster_secret: Some(inside.clone()),
         plain_passwords: program.plain_passwords,
         ..RouterConfig::default()

@@ -87,6 +87,8 @@ impl<S: Backend> Cluster<S> {
             .flag("redis", self.redis.url())
             .flag("durability", &self.durability)
             .flag("cluster-secret-file", self.secret.display().to_string())
+            // Of WebSockets only; no test waits for a minute.
+            .flag("http-ack-timeout", "3s")
             .variable("PENSTOCK_ADMIN_PASSWORD", ADMIN_PASSWORD)
     }
 

@@ -21,16 +21,17 @@ pub struct Program {
     binary: &'static str,
     arguments: Vec<String>,
     environment: Vec<(String, String)>,
-    /// Listener (mqtt, link, grpc, admin) to address; `:0` until the first start.
+    /// Listener (mqtt, link, grpc, http, admin) to address; `:0` until the first start.
     listeners: BTreeMap<&'static str, SocketAddr>,
     child: Option<Child>,
 }
 
 impl Program {
-    /// Not started yet.
+    /// Not started yet. What has a WebSocket door has it on a port of its own.
     pub fn new(name: &str, binary: &'static str, listeners: &[&'static str]) -> Self {
         let any = SocketAddr::from(([127, 0, 0, 1], 0));
-        let listeners = listeners.iter().map(|listener| (*listener, any)).collect();
+        let http = matches!(binary, "penstock" | "penstock-router").then_some("http");
+        let listeners = listeners.iter().copied().chain(http).map(|listener| (listener, any)).collect();
         let (arguments, environment) = (Vec::new(), Vec::new());
         Self { name: name.to_owned(), binary, arguments, environment, listeners, child: None }
     }

@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use penstock_tests::{
     child::Child,
+    cluster::Cluster,
     command::{ctl, mosquitto, run},
-    paho,
+    paho::{self, Microservice},
     standalone::Penstock,
     wait::alone,
 };
@@ -86,4 +87,40 @@ async fn paho_publishes_subscribes_and_leaves_a_will() {
     let paho = paho::device(&python, &penstock.target(), &penstock.demo(), None, false);
     let ran = run("paho", paho).await;
     assert_eq!(ran.fine(), ["fine"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_microservice_with_websockets_and_avro_is_served_by_one_process() {
+    let _alone = alone().await;
+    let penstock =
+        Penstock::start_with(&[], &[("http-ack-timeout", "3s"), ("avro-generation", "older")]).await;
+    let directory = tempfile::tempdir().unwrap();
+    let python = paho::python_of_microservice(directory.path()).await;
+    let microservice = Microservice {
+        doors: vec![penstock.program.address("http")],
+        targets: vec![penstock.target()],
+        tenant: &penstock.demo(),
+        generation: "older",
+        keys: Some(penstock.directory.path().join("data/signing-keys.json")),
+    };
+    assert_eq!(run("microservice", microservice.command(&python)).await.fine(), ["fine"]);
+    let messages = penstock.program.metric("penstock_web_messages_total").await;
+    assert!(messages.is_some_and(|messages| messages > 0.0), "{messages:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_microservice_with_websockets_and_avro_is_served_by_a_cluster() {
+    let _alone = alone().await;
+    let cluster = Cluster::start(2, 2).await;
+    let tenant = cluster.tenant("acme").await;
+    let directory = tempfile::tempdir().unwrap();
+    let python = paho::python_of_microservice(directory.path()).await;
+    let microservice = Microservice {
+        doors: cluster.routers.iter().map(|router| router.address("http")).collect(),
+        targets: cluster.targets(),
+        tenant: &tenant,
+        generation: "newer",
+        keys: None,
+    };
+    assert_eq!(run("microservice", microservice.command(&python)).await.fine(), ["fine"]);
 }

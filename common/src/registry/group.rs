@@ -31,7 +31,7 @@ pub enum GroupMode {
 #[derive(Clone, Copy, PartialEq, Eq, Debug, serde::Serialize, serde::Deserialize)]
 #[serde(default)]
 pub struct GroupOptions {
-    /// Fixed at creation.
+    /// Fixed at creation, but for groups of the WebSocket door without consumers.
     pub mode: GroupMode,
     /// Records of one client may overtake each other and go to several consumers at once.
     pub unordered: bool,
@@ -49,6 +49,8 @@ impl Default for GroupOptions {
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct GroupChange {
     /// See [`GroupOptions`].
+    pub mode: Option<GroupMode>,
+    /// See [`GroupOptions`].
     pub unordered: Option<bool>,
     /// See [`GroupOptions`].
     pub ack_timeout_ms: Option<u32>,
@@ -57,7 +59,8 @@ pub struct GroupChange {
 impl GroupOptions {
     /// Makes the change.
     pub fn apply(&mut self, change: GroupChange) {
-        let GroupChange { unordered, ack_timeout_ms } = change;
+        let GroupChange { mode, unordered, ack_timeout_ms } = change;
+        self.mode = mode.unwrap_or(self.mode);
         self.unordered = unordered.unwrap_or(self.unordered);
         self.ack_timeout_ms = ack_timeout_ms.unwrap_or(self.ack_timeout_ms);
     }

@@ -84,7 +84,7 @@ fn standalone() -> anyhow::Result<System> {
     let dir = TempDir::new()?;
     let (mqtt, grpc, admin) = (free_address()?, free_address()?, free_address()?);
     let arguments = words(&format!(
-        "--data-dir {}/data --shards 1 --mqtt-listen {mqtt} --grpc-listen {grpc} --admin-listen {admin}",
+        "--data-dir {}/data --shards 1 --mqtt-listen {mqtt} --grpc-listen {grpc} --http-listen 127.0.0.1:0 --admin-listen {admin}",
         dir.path().display()
     ));
     let env = [("PENSTOCK_DEMO_PASSWORD", PASSWORD), ("PENSTOCK_ADMIN_PASSWORD", PASSWORD)];
@@ -112,7 +112,7 @@ fn cluster(fsync: &str, durability: &str) -> anyhow::Result<System> {
     let (etcd, redis) = (etcd(at)?, redis(at, fsync)?);
     let (link, grpc, admin) = (free_address()?, free_address()?, free_address()?);
     let arguments = words(&format!(
-        "--etcd http://{} --redis redis://{} --durability {durability} --link-listen {link} --grpc-listen {grpc} \
+        "--etcd http://{} --redis redis://{} --durability {durability} --link-listen {link} --grpc-listen {grpc} --http-listen 127.0.0.1:0 \
          --admin-listen {admin}",
         etcd.1, redis.1
     ));

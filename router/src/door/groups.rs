@@ -88,6 +88,7 @@ pub async fn set(
     let definition = inside.tenant(tenant)?;
     definition.groups.get(&wanted.name).filter(|group| group.active).ok_or_else(status::no_group)?;
     let change = GroupChange {
+        mode: None,
         unordered: wanted.unordered,
         ack_timeout_ms: wanted.ack_timeout_ms.map(ack_timeout).transpose()?,
     };

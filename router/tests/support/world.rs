@@ -2,6 +2,7 @@
 
 use std::{
     collections::VecDeque,
+    net::SocketAddr,
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -32,6 +33,7 @@ use penstock_router::{
         auth::{Auth, DoorConfig},
         messaging::MessagingService,
         receipts::Receipts,
+        web::{self, WebConfig},
     },
     groups::{home::PartitionHome, metrics::Lags, serve::Serving, survey::Survey},
     hashing::{generate_secret, hash_password},
@@ -47,6 +49,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
+use tokio_util::sync::CancellationToken;
 use tonic::{
     Request, Status, Streaming,
     transport::{Channel, Server},
@@ -61,6 +64,8 @@ pub struct TestRouter {
     pub homes: Arc<TestHomes>,
     pub inside: Inside,
     pub door: String,
+    pub web: SocketAddr,
+    pub drain: CancellationToken,
 }
 
 impl TestRouter {
@@ -156,17 +161,22 @@ impl Cluster {
         };
         let verifier = Verifier::new(Arc::clone(&self.store), definitions, seams).unwrap();
         let auth = Auth::new(Arc::clone(&verifier), DoorConfig::default());
-        let (link, door) = (bind().await, bind().await);
+        let (link, door, web) = (bind().await, bind().await, bind().await);
         let (link_address, door_address) = (link.local_addr().unwrap(), door.local_addr().unwrap());
         let peers = PeerService::server(inside.clone(), Some(Secret::new("s3cret")));
         tokio::spawn(Server::builder().add_service(peers).serve_with_incoming(TcpListenerStream::new(link)));
         let messaging = MessagingService::server(inside.clone(), auth.clone());
+        let (drain, web_address) = (CancellationToken::new(), web.local_addr().unwrap());
+        let config = WebConfig { ack_timeout: Duration::from_secs(2), sockets: 4, ..WebConfig::default() };
+        let web_door = web::Door::new(inside.clone(), auth.clone(), config, drain.clone());
+        tokio::spawn(web::serve::serve(web_door.routes(), web, drain.clone()));
         let admin = AdminService::server(inside.clone(), auth, verifier);
         let doors = Server::builder().add_service(messaging).add_service(admin);
         tokio::spawn(doors.serve_with_incoming(TcpListenerStream::new(door)));
         let kind = MemberKind::Router { link: link_address.to_string(), grpc: door_address.to_string() };
         let member = Member { incarnation, node_id: format!("router-{incarnation}"), kind };
-        (TestRouter { homes, inside, door: format!("http://{door_address}") }, member)
+        let door = format!("http://{door_address}");
+        (TestRouter { homes, inside, door, web: web_address, drain }, member)
     }
 
     pub async fn admin(&self, router: usize) -> AdminClient<Channel> {

@@ -38,6 +38,7 @@ pub struct Node {
     probe: Probe,
     process: Child,
     told: bool,
+    web: Option<SocketAddr>,
 }
 
 fn local(port: u16) -> SocketAddr {
@@ -94,12 +95,20 @@ impl Node {
         admin_password: &str,
     ) -> Result<Self> {
         let (name, admin) = (format!("router-{number}"), local(ports::free()));
+        let web = local(ports::free());
         let mut command = own("penstock-router")?;
         command.args(["--node-id", &name, "--etcd", etcd, "--redis", redis, "--link-listen", "127.0.0.1:0"]);
-        command.arg("--grpc-listen").arg(local(port).to_string());
+        command.arg("--grpc-listen").arg(local(port).to_string()).arg("--http-listen").arg(web.to_string());
         command.arg("--admin-listen").arg(admin.to_string()).arg("--cluster-secret-file").arg(secret);
         command.env("PENSTOCK_ADMIN_PASSWORD", admin_password);
-        Self::start(dir, &name, format!("http://{}", local(port)), Probe::Http(admin, "/readyz"), command)
+        let started = Self::start(
+            dir,
+            &name,
+            format!("http://{}", local(port)),
+            Probe::Http(admin, "/readyz"),
+            command,
+        );
+        Ok(Self { web: Some(web), ..started? })
     }
 
     /// A gateway with MQTT on this port.
@@ -121,12 +130,17 @@ impl Node {
             std::io::ErrorKind::NotFound => anyhow!("{program} is not installed: make packages installs it"),
             _ => anyhow!("cannot start {program}: {error}"),
         })?;
-        Ok(Self { name: name.to_owned(), url, log, probe, process, told: false })
+        Ok(Self { name: name.to_owned(), url, log, probe, process, told: false, web: None })
     }
 
     /// Where it is reached.
     pub fn url(&self) -> String {
         self.url.clone()
+    }
+
+    /// A router's WebSocket door.
+    pub fn web(&self) -> Option<SocketAddr> {
+        self.web
     }
 
     /// Name and admin listener of Penstock's own programs.

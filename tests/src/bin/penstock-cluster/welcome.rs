@@ -14,6 +14,8 @@ pub struct Shown {
     pub redis: String,
     /// Admin listeners of gateways and routers.
     pub admin: Vec<(String, SocketAddr)>,
+    /// WebSocket doors of routers.
+    pub web: Vec<SocketAddr>,
     /// Of all users.
     pub passwords: Passwords,
 }
@@ -49,6 +51,9 @@ The operator:
             servers.join(","),
         );
         let _ = writeln!(text, "\netcd {}, Redis {}", self.etcd, self.redis);
+        for address in &self.web {
+            let _ = writeln!(text, "WebSocket door: http://{address}/notification2/");
+        }
         for (name, address) in &self.admin {
             let _ = writeln!(text, "{name}: http://{address}/metrics, /readyz, /config");
         }

@@ -1,0 +1,319 @@
+//! A consumer's WebSocket: records of its group go out, acks come back. Joining the homes is [`crate::consume`]'s job, what the
+//! frames look like [`super::frame`]'s.
+//!
+//! Invariants: at most [`CREDIT`] records are in the client's hands; a batch is taken only when the one before it is on the
+//! wire, so a client that does not read holds up nobody but itself.
+
+use std::{
+    collections::{BTreeSet, VecDeque},
+    sync::Arc,
+    time::Duration,
+};
+
+use futures::FutureExt;
+use penstock_common::registry::Group;
+use penstock_proto::{
+    messaging::{Acks, Batch, Range},
+    record::{Properties, Record, RecordBatch},
+};
+use prost::Message as _;
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    time::{Instant, timeout},
+};
+use tracing::{debug, error};
+
+use super::{
+    Door,
+    avro::{Message, Metadata, PayloadFormat},
+    frame::{self, AckId},
+    refusal::Refusal,
+    socket::{End, Socket, Step},
+    subscription,
+    token::Grant,
+};
+use crate::{
+    consume::{Consumer, Event, Partitions},
+    hands::Hands,
+};
+
+/// Records in a client's hands. More would time out in the hands of clients that take them one by one.
+pub const CREDIT: u32 = 256;
+/// For all partitions to be joined before the request is answered.
+const JOIN: Duration = Duration::from_secs(10);
+/// Acks that are passed on together.
+const ACKS: usize = 512;
+
+/// Why a consumer's socket ends.
+enum Over {
+    /// The client, or the network.
+    Client(End),
+    /// The client deletes its group.
+    Unsubscribed,
+    /// The client says nonsense.
+    Nonsense,
+    /// Somebody has deleted the group.
+    Deleted,
+    /// Another consumer has the group, after its home was away.
+    Occupied,
+    /// The router drains.
+    Draining,
+    /// A record can't be read.
+    Broken,
+}
+
+impl Over {
+    fn close(&self) -> Option<(u16, &'static str)> {
+        match self {
+            Self::Client(end) => end.close(),
+            Self::Unsubscribed => Some((1000, "unsubscribed")),
+            Self::Nonsense => Some((1007, "say an ackId that was given, or unsubscribe_subscriber")),
+            Self::Deleted => Some((1008, "the subscription was deleted")),
+            Self::Occupied => Some((1008, "another consumer has the subscription")),
+            Self::Draining => Some((1001, "the router drains: connect again")),
+            Self::Broken => Some((1011, "a stored record can't be read")),
+        }
+    }
+}
+
+/// A consumer that has joined its group.
+pub struct Consuming {
+    door: Arc<Door>,
+    grant: Grant,
+    group: Arc<Group>,
+    partitions: Partitions,
+    joined: BTreeSet<u32>,
+    hands: Hands,
+    /// Came, and is beyond the credit.
+    waiting: VecDeque<Batch>,
+    /// Of the batch that is being sent.
+    out: VecDeque<Outgoing>,
+}
+
+struct Outgoing {
+    id: AckId,
+    record: Record,
+    times: u32,
+}
+
+impl Consuming {
+    /// Joins the group of a token on all partitions; makes the group if it is not there.
+    pub async fn join(door: &Arc<Door>, grant: Grant) -> Result<Self, Refusal> {
+        let ack_timeout_ms = u32::try_from(door.config.ack_timeout.as_millis()).unwrap_or(u32::MAX);
+        let group = subscription::ensure(&door.inside, &grant, ack_timeout_ms).await?;
+        let tenant = door.inside.tenant(&grant.tenant)?;
+        let consumer = Consumer {
+            tenant: grant.tenant.clone(),
+            partitions: tenant.tenant.partitions,
+            group: group.name.clone(),
+            mode: group.options.mode,
+            consumer: door.inside.seams.number(),
+            credit: CREDIT,
+            ack_timeout_ms: group.options.ack_timeout_ms,
+        };
+        let mut own = Self {
+            partitions: Partitions::join(&door.inside, &consumer),
+            door: Arc::clone(door),
+            grant,
+            group,
+            joined: BTreeSet::new(),
+            hands: Hands::new(CREDIT, consumer.ack_timeout_ms),
+            waiting: VecDeque::new(),
+            out: VecDeque::new(),
+        };
+        let all = consumer.partitions as usize;
+        let joining = async {
+            while own.joined.len() < all {
+                match own.partitions.next().await {
+                    Some(event) => own.event(event)?,
+                    None => break,
+                }
+            }
+            Ok(())
+        };
+        match timeout(JOIN, joining).await {
+            Ok(joined) => joined.map(|()| own),
+            Err(_) => Err(Refusal::unavailable("not all partitions answer: try again")),
+        }
+    }
+
+    /// Serves the client until it goes, or has to.
+    pub async fn run<S: AsyncRead + AsyncWrite + Unpin>(mut self, mut socket: Socket<S>) {
+        let over = self.serve(&mut socket).await;
+        if let Some((code, reason)) = over.close() {
+            let mut last = Vec::new();
+            socket.close(code, reason, |text| last.extend(text.parse::<AckId>().ok())).await;
+            self.ack(last.iter().map(AckId::range).collect()).await;
+        }
+        drop(socket);
+        self.partitions.leave().await;
+        let inside = &self.door.inside;
+        if matches!(over, Over::Unsubscribed) {
+            if let Err(status) = subscription::delete(inside, &self.grant).await {
+                debug!(tenant = %self.grant.tenant, group = self.group.name, %status, "not unsubscribed");
+            }
+        } else if self.grant.claims.volatile {
+            subscription::left(inside, &self.grant).await;
+        }
+    }
+
+    async fn serve<S: AsyncRead + AsyncWrite + Unpin>(&mut self, socket: &mut Socket<S>) -> Over {
+        let door = Arc::clone(&self.door);
+        let mut definitions = door.inside.registry.definitions();
+        loop {
+            if let Err(over) = self.fill() {
+                return over;
+            }
+            let (sends, full) = (!self.out.is_empty(), !self.waiting.is_empty());
+            tokio::select! {
+                step = socket.step(true, sends) => match step {
+                    Step::Room => if let Err(end) = self.send(socket) {
+                        return Over::Client(end);
+                    },
+                    Step::Text(text) => if let Err(over) = self.said(&text, socket).await {
+                        return over;
+                    },
+                    Step::End(end) => return Over::Client(end),
+                },
+                event = self.partitions.next(), if !sends && !full => match event.map(|event| self.event(event)) {
+                    Some(Ok(())) => {}
+                    Some(Err(_)) => return Over::Occupied,
+                    None => return Over::Deleted,
+                },
+                () = self.hands.relief(), if full && !sends => {}
+                changed = definitions.changed() => {
+                    if changed.is_err() || !self.defined() {
+                        return Over::Deleted;
+                    }
+                }
+                () = door.draining.cancelled() => return Over::Draining,
+            }
+        }
+    }
+
+    fn defined(&self) -> bool {
+        let Ok(tenant) = self.door.inside.tenant(&self.grant.tenant) else { return false };
+        let same = |group: &Arc<Group>| group.active && group.created_at == self.group.created_at;
+        tenant.groups.get(&self.group.name).is_some_and(same)
+    }
+
+    fn event(&mut self, event: Event) -> Result<(), Refusal> {
+        match event {
+            Event::Joined(partition) => drop(self.joined.insert(partition)),
+            Event::Left(partition) => drop(self.joined.remove(&partition)),
+            Event::Batch(batch) => self.waiting.push_back(batch),
+            Event::Occupied(status) => return Err(Refusal::occupied(status.message())),
+        }
+        Ok(())
+    }
+
+    /// Takes the next batch apart, if the one before it is sent and it is within the credit.
+    fn fill(&mut self) -> Result<(), Over> {
+        if !self.out.is_empty()
+            || !self.waiting.front().is_some_and(|batch| self.hands.take(batch, Instant::now()))
+        {
+            return Ok(());
+        }
+        let Some(batch) = self.waiting.pop_front() else { return Ok(()) };
+        let records = match RecordBatch::decode(batch.records) {
+            Ok(records) => records.records,
+            Err(fault) => {
+                let (tenant, group) = (&self.grant.tenant, &self.group.name);
+                error!(%tenant, group, batch.partition, batch.term, batch.sequence, %fault,
+                    "a stored entry can't be read");
+                return Err(Over::Broken);
+            }
+        };
+        let outgoing = |(at, record)| {
+            let index =
+                batch.indexes.get(at).copied().unwrap_or_else(|| u32::try_from(at).unwrap_or(u32::MAX));
+            let id = AckId { partition: batch.partition, term: batch.term, sequence: batch.sequence, index };
+            Outgoing { id, record, times: batch.delivery_counts.get(at).copied().unwrap_or(1) }
+        };
+        self.out.extend(records.into_iter().enumerate().map(outgoing));
+        Ok(())
+    }
+
+    fn send<S: AsyncRead + AsyncWrite + Unpin>(&mut self, socket: &mut Socket<S>) -> Result<(), End> {
+        let Some(outgoing) = self.out.pop_front() else { return Ok(()) };
+        let id = outgoing.id;
+        let avro = message(outgoing.record, outgoing.times).encode(self.door.config.generation);
+        socket.send(frame::to_consumer(&id, &avro))?;
+        self.door.metrics.consumed.inc();
+        Ok(())
+    }
+
+    /// Takes what the client says, and what else it has said already.
+    async fn said<S: AsyncRead + AsyncWrite + Unpin>(
+        &mut self,
+        text: &str,
+        socket: &mut Socket<S>,
+    ) -> Result<(), Over> {
+        let mut acks = Vec::new();
+        let mut over = hear(text, &mut acks).err();
+        while over.is_none() && acks.len() < ACKS {
+            over = match socket.step(true, false).now_or_never() {
+                Some(Step::Text(text)) => hear(&text, &mut acks).err(),
+                Some(Step::End(end)) => Some(Over::Client(end)),
+                Some(Step::Room) | None => break,
+            };
+        }
+        self.ack(acks).await;
+        over.map_or(Ok(()), Err)
+    }
+
+    async fn ack(&mut self, ranges: Vec<Range>) {
+        if ranges.is_empty() {
+            return;
+        }
+        let before = self.hands.count();
+        ranges.iter().for_each(|range| self.hands.give(range));
+        self.door.metrics.acked.inc_by(before - self.hands.count());
+        self.partitions.ack(Acks { ranges }).await;
+    }
+}
+
+/// One text of a client.
+fn hear(text: &str, acks: &mut Vec<Range>) -> Result<(), Over> {
+    if text.trim() == frame::UNSUBSCRIBE {
+        return Err(Over::Unsubscribed);
+    }
+    let id: AckId = text.parse().map_err(|_| Over::Nonsense)?;
+    match acks.last_mut().filter(|last| follows(last, &id)) {
+        Some(last) => last.count += 1,
+        None => acks.push(id.range()),
+    }
+    Ok(())
+}
+
+fn follows(last: &Range, id: &AckId) -> bool {
+    (last.partition, last.term, last.sequence) == (id.partition, id.term, id.sequence)
+        && last.index.checked_add(last.count) == Some(id.index)
+}
+
+/// A record as its consumer sees it; `times`: how often it was handed out, this time included.
+fn message(record: Record, times: u32) -> Message {
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    let metadata = Metadata {
+        client_id: Some(text(&record.client)),
+        message_id: 0,
+        dup_flag: times > 1,
+        topic: Some(text(&record.topic)),
+        ..record.properties.map(of_properties).unwrap_or_default()
+    };
+    Message { payload: record.payload, metadata }
+}
+
+fn of_properties(properties: Properties) -> Metadata {
+    let format = |format| if format == 1 { PayloadFormat::Utf8 } else { PayloadFormat::Unspecified };
+    let user: Vec<_> =
+        properties.user_properties.into_iter().map(|property| (property.key, property.value)).collect();
+    Metadata {
+        user_properties: Some(user).filter(|user| !user.is_empty()),
+        payload_format: properties.payload_format.map(format),
+        content_type: properties.content_type,
+        correlation_data: properties.correlation_data,
+        response_topic: properties.response_topic,
+        ..Metadata::default()
+    }
+}

@@ -1,0 +1,215 @@
+//! One WebSocket, driven from one task: reading and writing at the same time, pings, and an end for clients that are gone or
+//! don't read. What texts mean is the business of consumer and producer.
+
+use std::{
+    future::poll_fn,
+    pin::Pin,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use futures::{Sink, Stream, StreamExt};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    time::{Instant, Sleep, sleep, timeout},
+};
+use tokio_tungstenite::WebSocketStream;
+use tungstenite::{
+    Error, Message, Utf8Bytes,
+    protocol::{CloseFrame, frame::coding::CloseCode},
+};
+
+/// Between two pings.
+const PING: Duration = Duration::from_secs(20);
+/// A client from which nothing was heard for so long, pongs included, is gone.
+const SILENCE: Duration = Duration::from_secs(50);
+/// A client that has taken nothing for so long, though something waits for it, is as good as gone.
+const UNREAD: Duration = Duration::from_secs(60);
+/// For a client to answer a close.
+const CLOSE: Duration = Duration::from_secs(2);
+
+/// What comes of a step.
+#[derive(Debug)]
+pub enum Step {
+    /// The client says something.
+    Text(Utf8Bytes),
+    /// There is room for one frame.
+    Room,
+    /// It is over; with a code, close it.
+    End(End),
+}
+
+/// Why it is over, from the side of the client or the network.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// The client has closed, or the connection is cut.
+    Closed,
+    /// Nothing was heard of the client, not even pongs.
+    Silent,
+    /// The client does not read.
+    Unread,
+    /// A binary frame.
+    Binary,
+    /// A text larger than any that makes sense.
+    TooLarge,
+    /// No UTF-8.
+    NoText,
+    /// Against the protocol.
+    Protocol,
+}
+
+impl End {
+    /// What to close with; None: there is nobody to tell.
+    pub fn close(self) -> Option<(u16, &'static str)> {
+        match self {
+            Self::Closed | Self::Silent | Self::Unread => None,
+            Self::Binary => Some((1003, "text frames only")),
+            Self::TooLarge => Some((1009, "the frame is too large")),
+            Self::NoText => Some((1007, "the text is not UTF-8")),
+            Self::Protocol => Some((1002, "against RFC 6455")),
+        }
+    }
+}
+
+/// See the module.
+pub struct Socket<S> {
+    web: WebSocketStream<S>,
+    heard: Instant,
+    /// Something waits for the client since.
+    blocked: Option<Instant>,
+    tick: Pin<Box<Sleep>>,
+    writes_first: bool,
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
+    /// An open one.
+    pub fn new(web: WebSocketStream<S>) -> Self {
+        let tick = Box::pin(sleep(PING));
+        Self { web, heard: Instant::now(), blocked: None, tick, writes_first: false }
+    }
+
+    /// The next thing that happens. Reads only when asked to; with `wants_room` also says when a frame can be sent. May be
+    /// dropped at any await.
+    pub async fn step(&mut self, reads: bool, wants_room: bool) -> Step {
+        poll_fn(|context| self.poll_step(context, reads, wants_room)).await
+    }
+
+    /// Sends a text. Only after [`Step::Room`].
+    pub fn send(&mut self, text: String) -> Result<(), End> {
+        Pin::new(&mut self.web).start_send(Message::text(text)).map_err(|error| end_of(&error))
+    }
+
+    /// Closes with a code, and tells what the client still said.
+    pub async fn close(&mut self, code: u16, reason: &'static str, mut said: impl FnMut(&str)) {
+        let frame = CloseFrame { code: CloseCode::from(code), reason: Utf8Bytes::from_static(reason) };
+        let closed = async {
+            if self.web.close(Some(frame)).await.is_err() {
+                return;
+            }
+            while let Some(Ok(message)) = self.web.next().await {
+                if let Message::Text(text) = message {
+                    said(&text);
+                }
+            }
+        };
+        // A client that does not answer loses the connection.
+        let _ = timeout(CLOSE, closed).await;
+    }
+
+    fn poll_step(&mut self, context: &mut Context<'_>, reads: bool, wants_room: bool) -> Poll<Step> {
+        // In turns, so that neither starves the other.
+        self.writes_first = !self.writes_first;
+        if self.writes_first
+            && wants_room
+            && let Poll::Ready(step) = self.poll_room(context)
+        {
+            return Poll::Ready(step);
+        }
+        if reads && let Poll::Ready(step) = self.poll_read(context) {
+            return Poll::Ready(step);
+        }
+        let written = if wants_room { self.poll_room(context) } else { self.poll_flush(context) };
+        if written.is_ready() {
+            return written;
+        }
+        self.poll_tick(context)
+    }
+
+    fn poll_read(&mut self, context: &mut Context<'_>) -> Poll<Step> {
+        loop {
+            let Poll::Ready(next) = Pin::new(&mut self.web).poll_next(context) else { return Poll::Pending };
+            self.heard = Instant::now();
+            match next {
+                Some(Ok(Message::Text(text))) => return Poll::Ready(Step::Text(text)),
+                Some(Ok(Message::Binary(_))) => return Poll::Ready(Step::End(End::Binary)),
+                // Pings are answered beneath; after a close nothing follows.
+                Some(Ok(Message::Ping(_) | Message::Pong(_) | Message::Close(_) | Message::Frame(_))) => {}
+                Some(Err(error)) => return Poll::Ready(Step::End(end_of(&error))),
+                None => return Poll::Ready(Step::End(End::Closed)),
+            }
+        }
+    }
+
+    fn poll_room(&mut self, context: &mut Context<'_>) -> Poll<Step> {
+        let ready = Pin::new(&mut self.web).poll_ready(context);
+        match ready {
+            Poll::Ready(Ok(())) => {
+                self.blocked = None;
+                Poll::Ready(Step::Room)
+            }
+            Poll::Ready(Err(error)) => Poll::Ready(Step::End(end_of(&error))),
+            Poll::Pending => {
+                self.blocked.get_or_insert_with(Instant::now);
+                Poll::Pending
+            }
+        }
+    }
+
+    /// Ready only when it fails.
+    fn poll_flush(&mut self, context: &mut Context<'_>) -> Poll<Step> {
+        match Pin::new(&mut self.web).poll_flush(context) {
+            Poll::Ready(Ok(())) => {
+                self.blocked = None;
+                Poll::Pending
+            }
+            Poll::Ready(Err(error)) => Poll::Ready(Step::End(end_of(&error))),
+            Poll::Pending => {
+                self.blocked.get_or_insert_with(Instant::now);
+                Poll::Pending
+            }
+        }
+    }
+
+    /// Ready only when the client is given up.
+    fn poll_tick(&mut self, context: &mut Context<'_>) -> Poll<Step> {
+        while self.tick.as_mut().poll(context).is_ready() {
+            let now = Instant::now();
+            if now - self.heard > SILENCE {
+                return Poll::Ready(Step::End(End::Silent));
+            }
+            if self.blocked.is_some_and(|since| now - since > UNREAD) {
+                return Poll::Ready(Step::End(End::Unread));
+            }
+            // Behind what waits already a ping would tell nothing.
+            if self.blocked.is_none()
+                && let Err(error) = Pin::new(&mut self.web).start_send(Message::Ping(Default::default()))
+            {
+                return Poll::Ready(Step::End(end_of(&error)));
+            }
+            let _ = Pin::new(&mut self.web).poll_flush(context);
+            self.tick.as_mut().reset(now + PING);
+        }
+        Poll::Pending
+    }
+}
+
+fn end_of(error: &Error) -> End {
+    match error {
+        Error::Capacity(_) => End::TooLarge,
+        Error::WriteBufferFull(_) => End::Unread,
+        Error::Utf8(_) => End::NoText,
+        Error::Protocol(tungstenite::error::ProtocolError::ResetWithoutClosingHandshake) => End::Closed,
+        Error::Protocol(_) => End::Protocol,
+        _ => End::Closed,
+    }
+}
