@@ -41,7 +41,22 @@ impl Admin {
         limits: Limits,
     ) -> Result<Tenant, CallError> {
         let name = name.to_owned();
-        call!(self.create_tenant(wire::CreateTenantRequest { name, partitions, limits: Some(limits) })).await
+        let request =
+            wire::CreateTenantRequest { name, partitions, limits: Some(limits), isolation: String::new() };
+        call!(self.create_tenant(request)).await
+    }
+
+    /// Creates a tenant whose clients receive nothing of each other's: what a client publishes reaches only groups, and it
+    /// receives only pushes. Otherwise as [`Self::create_tenant`].
+    pub async fn create_isolated_tenant(
+        &self,
+        name: &str,
+        partitions: u32,
+        limits: Limits,
+    ) -> Result<Tenant, CallError> {
+        let (name, isolation) = (name.to_owned(), "device".to_owned());
+        let request = wire::CreateTenantRequest { name, partitions, limits: Some(limits), isolation };
+        call!(self.create_tenant(request)).await
     }
 
     /// All tenants.

@@ -34,12 +34,22 @@ pub struct Push {
     qos: u8,
     payload: Bytes,
     wait: Option<Duration>,
+    ttl: Option<Duration>,
+    idempotency_key: String,
 }
 
 impl Push {
     /// To every client with a matching subscription, QoS 0.
     pub fn new(topic: impl Into<String>, payload: impl Into<Bytes>) -> Self {
-        Self { topic: topic.into(), client: String::new(), qos: 0, payload: payload.into(), wait: None }
+        Self {
+            topic: topic.into(),
+            client: String::new(),
+            qos: 0,
+            payload: payload.into(),
+            wait: None,
+            ttl: None,
+            idempotency_key: String::new(),
+        }
     }
 
     /// To this client only.
@@ -60,7 +70,23 @@ impl Push {
         self
     }
 
+    /// The message waits so long for the client to be connected and subscribed, in its mailbox: the receipt is
+    /// [`ReceiptStatus::Queued`], or with [`Self::wait`] what becomes of it meanwhile. QoS 1, and one client, only; at most
+    /// the age of the tenant's mailboxes.
+    pub fn ttl(mut self, ttl: Duration) -> Self {
+        self.ttl = Some(ttl);
+        self
+    }
+
+    /// A push that is sent again to the client with the same key (within 10 minutes) is not done again: its receipt tells
+    /// what became of the first. At most 128 printable ASCII characters; one client only.
+    pub fn idempotency_key(mut self, key: impl Into<String>) -> Self {
+        self.idempotency_key = key.into();
+        self
+    }
+
     fn to_wire(&self, id: u64) -> PushRequest {
+        let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX).max(1);
         let wait_ms = self.wait.map_or(0, |wait| u32::try_from(wait.as_millis()).unwrap_or(u32::MAX).max(1));
         PushRequest {
             id,
@@ -70,6 +96,8 @@ impl Push {
             payload: self.payload.clone(),
             wait: self.wait.is_some(),
             wait_ms,
+            ttl_ms: self.ttl.map_or(0, millis),
+            idempotency_key: self.idempotency_key.clone(),
         }
     }
 }
@@ -222,6 +250,8 @@ mod tests {
     fn a_wait_is_never_rounded_to_the_default() {
         let request = Push::new("t", "p").client("c").qos(1).wait(Duration::from_micros(10)).to_wire(4);
         assert!(request.wait && request.wait_ms == 1 && request.id == 4);
-        assert!(!Push::new("t", "p").to_wire(1).wait);
+        let plain = Push::new("t", "p").to_wire(1);
+        assert!(!plain.wait && plain.ttl_ms == 0 && plain.idempotency_key.is_empty());
+        assert_eq!(Push::new("t", "p").ttl(Duration::from_micros(10)).to_wire(1).ttl_ms, 1);
     }
 }

@@ -159,6 +159,17 @@ impl Default for Limits {
     }
 }
 
+/// Who receives what clients of a tenant publish, beside its groups.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Isolation {
+    /// Every client of the tenant that is subscribed.
+    #[default]
+    Tenant,
+    /// Nobody: each client has a space of its own, and receives only pushes.
+    Device,
+}
+
 /// A tenant, as defined.
 #[derive(Clone, PartialEq, Eq, Debug, serde::Serialize, serde::Deserialize)]
 pub struct Tenant {
@@ -166,6 +177,9 @@ pub struct Tenant {
     pub partitions: u32,
     /// Limits.
     pub limits: Limits,
+    /// Who receives what clients publish, fixed at creation.
+    #[serde(default)]
+    pub isolation: Isolation,
     /// Raised when a user changes: cached verdicts of a lower version are void.
     pub users_version: u64,
     /// When it was created.

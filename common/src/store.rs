@@ -24,11 +24,15 @@ mod durability;
 pub mod embedded;
 #[cfg(any(feature = "embedded", feature = "redis"))]
 mod encoding;
+mod pushes;
 #[cfg(feature = "redis")]
 pub mod redis;
 mod sessions;
 
 pub use durability::{BadDurability, Durability};
+pub use pushes::{
+    Begun, KEYS_KEPT_MS, KEYS_MOST, NewPush, PushKey, PushRefused, PushStep, PushStore, Queued,
+};
 pub use sessions::{
     Appended, FilterChanges, FilterTable, Mail, MailLimits, MailStep, NewMail, OpenedSession,
     SOURCES_KEPT_MS, SessionError, SessionFilter, SessionFilters, SessionState, SessionStore, SteppedMail,
@@ -247,7 +251,7 @@ pub enum CommitError {
 
 /// Durable partitions, sessions and users.
 #[async_trait]
-pub trait Store: SessionStore {
+pub trait Store: SessionStore + PushStore {
     /// Makes `holder` (a router's incarnation, not 0) the only writer of the partition.
     async fn take(&self, partition: &PartitionKey, holder: u64) -> Result<Took, StoreError>;
 

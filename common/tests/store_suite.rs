@@ -13,6 +13,8 @@ mod embedded_only;
 mod fixture;
 #[path = "store_suite/log.rs"]
 mod log;
+#[path = "store_suite/pushes.rs"]
+mod pushes;
 #[path = "support/redis_cluster.rs"]
 mod redis_cluster;
 #[path = "store_suite/redis.rs"]
@@ -92,6 +94,13 @@ on_all! {
         sessions_survive_a_restart,
         the_table_of_filters_is_followed_by_its_changes,
         a_reader_that_is_too_far_behind_loads_the_table;
+    pushes:
+        pushes_wait_for_a_client_without_a_session,
+        pushes_outlive_sessions_and_mail_does_not,
+        pushes_are_dropped_when_their_time_is_over,
+        a_full_mailbox_refuses_pushes_until_old_ones_are_over,
+        a_push_with_a_known_key_is_not_stored_again,
+        a_key_of_a_push_that_does_not_wait_keeps_its_outcome;
     users:
         users_are_created_replaced_and_deleted,
         tenants_share_names_and_nothing_else,

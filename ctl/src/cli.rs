@@ -124,7 +124,8 @@ pub struct ConsumeArguments {
 
 const PUSH_EXAMPLES: &str = "Examples:
   penstockctl --user demo/app push --topic commands/reboot --client sensor-1 --qos 1 --payload now --wait
-  penstockctl --user demo/app push --topic news --payload-file news.json";
+  penstockctl --user demo/app push --topic news --payload-file news.json
+  penstockctl --user demo/app push --topic commands/update --client sensor-1 --qos 1 --payload v2 --ttl 12h --idempotency-key update-7";
 
 #[derive(Debug, Args)]
 pub struct PushArguments {
@@ -145,6 +146,12 @@ pub struct PushArguments {
     /// How long to wait for it
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = humantime::parse_duration)]
     pub wait_timeout: Duration,
+    /// How long it may wait for a device that is away or not subscribed yet, such as 1h (QoS 1, one client)
+    #[arg(long, value_name = "TIME", requires = "client", value_parser = humantime::parse_duration)]
+    pub ttl: Option<Duration>,
+    /// Names this push: sent again with the same key within 10 minutes, it is not done again
+    #[arg(long, value_name = "KEY", requires = "client")]
+    pub idempotency_key: Option<String>,
 }
 
 #[derive(Debug, Args)]

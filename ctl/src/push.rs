@@ -33,6 +33,7 @@ fn status(status: ReceiptStatus) -> &'static str {
         ReceiptStatus::Unspecified => "unknown",
         ReceiptStatus::Routed => "routed",
         ReceiptStatus::Delivered => "delivered",
+        ReceiptStatus::Queued => "queued",
         ReceiptStatus::NotConnected => "not_connected",
         ReceiptStatus::NotSubscribed => "not_subscribed",
         ReceiptStatus::Expired => "expired",
@@ -51,10 +52,13 @@ fn line(receipt: &Receipt) -> String {
     line
 }
 
-/// Runs it. Exit code 0 only when the message is on its way, or, with `--wait`, delivered.
+/// Runs it. Exit code 0 only when the message is on its way or waits, or, with `--wait`, delivered.
 pub async fn run(arguments: PushArguments, client: &Client, output: Output) -> Result<(), Failure> {
     if arguments.wait && arguments.qos == 0 {
         return Err(Failure::Usage("--wait needs --qos 1: a device acknowledges nothing else".into()));
+    }
+    if arguments.ttl.is_some() && arguments.qos == 0 {
+        return Err(Failure::Usage("--ttl needs --qos 1: nothing else waits for a device".into()));
     }
     let mut push = Push::new(arguments.topic, payload(arguments.payload)?).qos(arguments.qos);
     if let Some(client) = arguments.client {
@@ -63,6 +67,12 @@ pub async fn run(arguments: PushArguments, client: &Client, output: Output) -> R
     if arguments.wait {
         push = push.wait(arguments.wait_timeout);
     }
+    if let Some(ttl) = arguments.ttl {
+        push = push.ttl(ttl);
+    }
+    if let Some(key) = arguments.idempotency_key {
+        push = push.idempotency_key(key);
+    }
     let receipt = client.pusher().send(push).await?;
     let object = json!({
         "status": status(receipt.status), "clients": receipt.clients, "reason": receipt.reason,
@@ -70,7 +80,7 @@ pub async fn run(arguments: PushArguments, client: &Client, output: Output) -> R
     output.one(&object, || line(&receipt))?;
     let fine = match receipt.status {
         ReceiptStatus::Delivered => true,
-        ReceiptStatus::Routed => !arguments.wait,
+        ReceiptStatus::Routed | ReceiptStatus::Queued => !arguments.wait,
         _ => false,
     };
     if fine { Ok(()) } else { Err(Failure::Failed(format!("not delivered: {}", line(&receipt)))) }

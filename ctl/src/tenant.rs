@@ -1,10 +1,19 @@
 //! `penstockctl tenant …`.
 
-use clap::Subcommand;
+use clap::{Subcommand, ValueEnum};
 use penstock_client::{Admin, CallError, Limits, Tenant};
 use serde::Serialize;
 
 use crate::{cli::LimitArguments, failure::Failure, output::Output, quantity::show_millis};
+
+/// Who receives what clients publish, beside groups.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum Isolation {
+    /// All clients of the tenant that are subscribed
+    Tenant,
+    /// Nobody: clients receive only pushes
+    Device,
+}
 
 #[derive(Debug, Subcommand)]
 pub enum TenantCommand {
@@ -20,6 +29,10 @@ pub enum TenantCommand {
         partitions: Option<u32>,
         #[command(flatten)]
         limits: LimitArguments,
+        /// Who receives what clients publish, beside groups: all of the tenant that are subscribed, or nobody, so that clients
+        /// receive only pushes; fixed for ever
+        #[arg(long, value_enum, default_value = "tenant")]
+        isolation: Isolation,
         /// Leave a tenant as it is when it is there already
         #[arg(long)]
         if_not_exists: bool,
@@ -60,6 +73,7 @@ struct Shown {
     mailbox_bytes: u64,
     mailbox_seconds: u32,
     session_seconds: u32,
+    isolation: String,
     created_at: String,
 }
 
@@ -76,6 +90,7 @@ impl Shown {
             mailbox_bytes: limits.mailbox_bytes,
             mailbox_seconds: limits.mailbox_seconds,
             session_seconds: limits.session_seconds,
+            isolation: tenant.isolation,
             created_at: show_millis(tenant.created_at_ms),
         }
     }
@@ -114,8 +129,13 @@ fn limits(arguments: &LimitArguments) -> Result<Limits, Failure> {
 /// Runs one of them.
 pub async fn run(command: TenantCommand, admin: &Admin, output: Output) -> Result<(), Failure> {
     let tenants = match command {
-        TenantCommand::Create { name, partitions, limits: given, if_not_exists } => {
-            match admin.create_tenant(&name, partitions.unwrap_or(0), limits(&given)?).await {
+        TenantCommand::Create { name, partitions, limits: given, isolation, if_not_exists } => {
+            let (partitions, limits) = (partitions.unwrap_or(0), limits(&given)?);
+            let created = match isolation {
+                Isolation::Tenant => admin.create_tenant(&name, partitions, limits).await,
+                Isolation::Device => admin.create_isolated_tenant(&name, partitions, limits).await,
+            };
+            match created {
                 Err(CallError::Exists(_)) if if_not_exists => vec![admin.tenant(&name).await?],
                 created => vec![created?],
             }

@@ -188,7 +188,7 @@ impl Shard {
     fn serve_events(&mut self, key: ConnectionKey) {
         while let Some(connection) = self.connections.get_mut(key) {
             let Some(event) = connection.session.poll_event() else { return };
-            let kept = connection.kept.is_some();
+            let kept = connection.is_persistent();
             match event {
                 Event::Connect(connect) => {
                     self.opened(key);

@@ -6,6 +6,7 @@ use std::collections::HashMap;
 use penstock_common::{
     name::{PartitionKey, TenantName},
     position::EntryId,
+    registry::Isolation,
 };
 use penstock_mqtt::{
     packet::QoS,
@@ -19,7 +20,11 @@ use penstock_proto::{
 };
 use prost::Message;
 
-use crate::{connection::table::ConnectionKey, link::table::LinkKey, shard::Shard};
+use crate::{
+    connection::table::{Connection, ConnectionKey},
+    link::table::LinkKey,
+    shard::Shard,
+};
 
 /// What a shard fans out for one tenant. Exists while the tenant has subscriptions here.
 #[derive(Default)]
@@ -60,6 +65,11 @@ impl Shard {
 
     fn fan_out(&mut self, deliver: &link::Deliver) {
         let Ok(tenant) = TenantName::new(&deliver.tenant) else { return };
+        // A second lock: the home of an isolated tenant fans nothing out.
+        let isolated = self.definitions.tenants.get(&tenant).map(|it| it.tenant.isolation);
+        if isolated == Some(Isolation::Device) {
+            return;
+        }
         let Some(fanout) = self.fanout.get_mut(&tenant) else { return };
         let id = EntryId::new(deliver.term, deliver.sequence);
         if !fanout.take(deliver.partition, id, deliver.repeat) {
@@ -83,7 +93,7 @@ impl Shard {
         let published = QoS::capped(record.qos);
         for (key, granted) in fanout.receivers(&record.topic) {
             let qos = published.min(granted);
-            let kept = self.connections.get(key).is_some_and(|connection| connection.kept.is_some());
+            let kept = self.connections.get(key).is_some_and(Connection::is_persistent);
             // What outlives the connection comes out of the mailbox.
             if !kept || qos == QoS::AtMostOnce {
                 self.deliver_one(key, &record.topic, &record.payload, qos, 0);
@@ -120,14 +130,12 @@ impl Shard {
             fanout.receivers(&overrun.topic).into_iter().map(|(key, _)| key).collect()
         };
         let matching = |key: ConnectionKey| {
-            self.connections.get(key).filter(|connection| connection.kept.is_none()).is_some_and(
-                |connection| {
-                    let mut filters = connection.session.subscriptions();
-                    filters.any(|(filter, qos)| {
-                        qos == QoS::AtLeastOnce && (any || topic::matches(filter, &overrun.topic))
-                    })
-                },
-            )
+            self.connections.get(key).filter(|it| !it.is_persistent()).is_some_and(|connection| {
+                let mut filters = connection.session.subscriptions();
+                filters.any(|(filter, qos)| {
+                    qos == QoS::AtLeastOnce && (any || topic::matches(filter, &overrun.topic))
+                })
+            })
         };
         let missed: Vec<_> = candidates.into_iter().filter(|key| matching(*key)).collect();
         for key in missed {

@@ -104,11 +104,14 @@ impl Shard {
             self.interest.waiting.remove(&key);
             return;
         };
-        let mut resumed = false;
+        let (mut resumed, mut granted) = (false, false);
         queue.retain(|waiting| {
             let ready = waiting.versions.is_empty();
             match waiting.packet_id {
-                Some(packet_id) if ready => connection.session.subscribed(packet_id, &waiting.codes),
+                Some(packet_id) if ready => {
+                    connection.session.subscribed(packet_id, &waiting.codes);
+                    granted = true;
+                }
                 None if ready => resumed = true,
                 _ => {}
             }
@@ -116,6 +119,9 @@ impl Shard {
         });
         if queue.is_empty() {
             self.interest.waiting.remove(&key);
+        }
+        if granted {
+            self.look_for_pushes(key);
         }
         if resumed {
             // What was appended before did not ring.

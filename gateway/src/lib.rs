@@ -34,6 +34,7 @@ mod tenants;
 mod transport;
 mod uplink;
 mod voice;
+mod waiting;
 
 pub use config::{ClusterSecret, GatewayConfig, transports::TransportKind};
 pub use start::{Gateway, RunningGateway, StartError};

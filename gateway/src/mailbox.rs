@@ -1,4 +1,4 @@
-//! Persistent sessions of this shard's connections: opened at the home of the client's partition before CONNACK, filters
+//! Persistent sessions of this shard's connections, and pushes that wait for clients without one: sessions are opened at the home of the client's partition before CONNACK, filters
 //! set there before SUBACK, mail stepped through with one exchange under way a session. What outlives the connection is the
 //! home's; here is only what is being asked.
 //!
@@ -21,7 +21,7 @@ use prost::Message;
 use crate::{connection::table::ConnectionKey, link::table::LinkKey, shard::Shard};
 
 /// Marks the tokens of deliveries that are mail; the rest of such a token is the number of the message.
-const MAIL: u64 = 1 << 63;
+pub(crate) const MAIL: u64 = 1 << 63;
 /// A mailbox is looked into this often, whatever rings.
 const LOOK_EVERY_MS: Millis = 30_000;
 /// Pause after the store did not answer.
@@ -37,6 +37,8 @@ enum Change {
 
 /// What a connection asks about its session.
 pub(crate) struct Kept {
+    /// What is kept is a session. Otherwise the session ends with the connection, and only pushes wait for the client.
+    pub(crate) persistent: bool,
     /// Ownership under which the session was opened: it names this connection's opening, also when it is renewed.
     epoch: Epoch,
     opened: bool,
@@ -44,23 +46,27 @@ pub(crate) struct Kept {
     /// Changes that are being set, with the number of the question and the end of patience.
     setting: Option<(u64, usize, Millis)>,
     /// Step under way.
-    step: Option<u64>,
+    pub(crate) step: Option<u64>,
     /// Numbers that the client has acknowledged; the first `telling` are under way.
-    acknowledged: Vec<u64>,
+    pub(crate) acknowledged: Vec<u64>,
     telling: usize,
     /// Highest number that came.
-    received: u64,
+    pub(crate) received: u64,
     /// There may be mail.
-    ringing: bool,
+    pub(crate) ringing: bool,
+    /// Subscribed while a step was under way: what that brings is fetched again, from the beginning.
+    pub(crate) again: bool,
     not_before: Millis,
     look_at: Millis,
 }
 
 impl Kept {
-    fn new(epoch: Epoch) -> Self {
+    pub(crate) fn new(epoch: Epoch, persistent: bool) -> Self {
         Self {
+            persistent,
             epoch,
-            opened: false,
+            // There is nothing to be opened for a clean session.
+            opened: !persistent,
             changes: VecDeque::new(),
             setting: None,
             step: None,
@@ -68,6 +74,7 @@ impl Kept {
             telling: 0,
             received: 0,
             ringing: true,
+            again: false,
             not_before: 0,
             look_at: 0,
         }
@@ -91,7 +98,7 @@ pub(crate) struct Mailboxes {
     numbers: u64,
     /// Questions under way.
     questions: HashMap<u64, ConnectionKey>,
-    connections: HashSet<ConnectionKey>,
+    pub(crate) connections: HashSet<ConnectionKey>,
 }
 
 impl Mailboxes {
@@ -110,7 +117,7 @@ struct Place {
 }
 
 impl Shard {
-    fn kept(&mut self, key: ConnectionKey) -> Option<&mut Kept> {
+    pub(crate) fn kept(&mut self, key: ConnectionKey) -> Option<&mut Kept> {
         self.connections.get_mut(key)?.kept.as_deref_mut()
     }
 
@@ -125,7 +132,7 @@ impl Shard {
     pub(crate) fn open_session(&mut self, key: ConnectionKey) {
         let Some(epoch) = self.connections.identity(key).map(|identity| identity.attached) else { return };
         let Some(connection) = self.connections.get_mut(key) else { return };
-        connection.kept = Some(Box::new(Kept::new(epoch)));
+        connection.kept = Some(Box::new(Kept::new(epoch, true)));
         self.mailboxes.connections.insert(key);
         self.ask_open(key, epoch);
     }
@@ -254,25 +261,40 @@ impl Shard {
             return;
         };
         let id = self.mailboxes.ask(key);
+        let attached = self.connections.identity(key).map_or(Epoch::NONE, |identity| identity.attached);
         let Some(connection) = self.connections.get_mut(key) else { return };
         let Some(kept) = connection.kept.as_deref_mut() else { return };
-        let packet_ids: Vec<u32> = connection.session.reserve().iter().map(|id| u32::from(*id)).collect();
+        let (mut packet_ids, mut most) = (Vec::new(), 0);
+        if kept.persistent {
+            packet_ids = connection.session.reserve().iter().map(|id| u32::from(*id)).collect();
+        } else {
+            most = u32::try_from(connection.session.room()).unwrap_or(u32::MAX);
+        }
         // Nothing to say and no room; the look once in a while makes the session live on.
-        if packet_ids.is_empty() && kept.acknowledged.is_empty() && kept.received > 0 && now < kept.look_at {
+        if packet_ids.is_empty()
+            && most == 0
+            && kept.acknowledged.is_empty()
+            && kept.received > 0
+            && now < kept.look_at
+        {
             self.mailboxes.questions.remove(&id);
             return;
         }
         (kept.step, kept.telling) = (Some(id), kept.acknowledged.len());
-        (kept.ringing, kept.look_at) = (false, now + LOOK_EVERY_MS);
+        // Without a session nothing has to be kept alive: the home rings.
+        let look_at = if kept.persistent { now + LOOK_EVERY_MS } else { Millis::MAX };
+        (kept.ringing, kept.look_at) = (false, look_at);
         let step = link::Step {
             id,
             lane: place.lane,
             client: place.client,
-            epoch: kept.epoch.0,
+            epoch: if kept.persistent { kept.epoch } else { attached }.0,
             acknowledged: kept.acknowledged.clone(),
             received: kept.received,
             packet_ids,
             max_bytes: (limit - waiting) as u64,
+            clean: !kept.persistent,
+            most,
         };
         if let Some(link) = self.links.get(place.link) {
             link.data(data_up::Kind::Step(step));
@@ -292,7 +314,12 @@ impl Shard {
                 kept.acknowledged.drain(..kept.telling.min(kept.acknowledged.len()));
                 kept.telling = 0;
                 kept.ringing |= mail.more;
-                self.deliver_letters(key, &mail.letters);
+                if std::mem::take(&mut kept.again) {
+                    // What was passed over before these may be for the session now, and comes first.
+                    kept.ringing = true;
+                } else {
+                    self.deliver_letters(key, &mail.letters);
+                }
             }
             StepResult::Gone => return self.close(key, CloseReason::SessionLost),
             StepResult::Later | StepResult::Unspecified => {
@@ -304,6 +331,9 @@ impl Shard {
     }
 
     fn deliver_letters(&mut self, key: ConnectionKey, letters: &[link::Letter]) {
+        if self.kept(key).is_some_and(|kept| !kept.persistent) {
+            return letters.iter().for_each(|letter| self.deliver_waiting(key, letter));
+        }
         for letter in letters {
             let Some(connection) = self.connections.get_mut(key) else { return };
             let delivered = match (Record::decode(letter.record.clone()), u16::try_from(letter.packet_id)) {
@@ -331,8 +361,9 @@ impl Shard {
         }
     }
 
-    /// There may be mail for a session.
+    /// There may be mail for a session, or a push for a client.
     pub(crate) fn ring(&mut self, key: ConnectionKey) {
+        self.expect_pushes(key);
         if let Some(kept) = self.kept(key) {
             kept.ringing = true;
             self.touch(key);
@@ -367,6 +398,7 @@ impl Shard {
         for key in keys {
             let Some(kept) = self.kept(key) else { continue };
             (kept.step, kept.ringing, kept.telling) = (None, true, 0);
+            kept.received = if kept.persistent { kept.received } else { 0 };
             let (opened, epoch, setting) = (kept.opened, kept.epoch, !kept.changes.is_empty());
             if !opened {
                 self.ask_open(key, epoch);
@@ -407,6 +439,8 @@ impl Shard {
             received: u64::MAX,
             packet_ids: Vec::new(),
             max_bytes: 0,
+            clean: !kept.persistent,
+            most: 0,
         };
         if let Some(link) = self.links.get(place.link) {
             link.data(data_up::Kind::Step(step));

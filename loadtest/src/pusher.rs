@@ -160,6 +160,7 @@ fn kind(status: ReceiptStatus, qos: u8) -> Option<&'static str> {
         ReceiptStatus::Delivered => None,
         ReceiptStatus::Routed if qos == 0 => None,
         ReceiptStatus::Routed => Some("receipt_routed_only"),
+        ReceiptStatus::Queued => Some("receipt_queued_only"),
         ReceiptStatus::NotConnected => Some("receipt_not_connected"),
         ReceiptStatus::NotSubscribed => Some("receipt_not_subscribed"),
         ReceiptStatus::Expired => Some("receipt_expired"),

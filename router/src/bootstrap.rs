@@ -47,8 +47,13 @@ pub async fn bootstrap_admin(
     password: Option<&str>,
 ) -> Result<bool, BootstrapError> {
     let system = TenantName::new(SYSTEM_TENANT).map_err(|_| RegistryError::Missing(SYSTEM_TENANT.into()))?;
-    let tenant =
-        Tenant { partitions: 1, limits: Limits::default(), users_version: 1, created_at: seams.now_ms() };
+    let tenant = Tenant {
+        partitions: 1,
+        limits: Limits::default(),
+        isolation: Default::default(),
+        users_version: 1,
+        created_at: seams.now_ms(),
+    };
     match registry.create_tenant(&system, &tenant).await {
         Ok(()) | Err(RegistryError::Exists(_)) => {}
         Err(error) => return Err(error.into()),

@@ -76,12 +76,14 @@ fn lane_message(home: &Arc<Home>, link: &Arc<Link>, kind: up::Kind) {
             home.attach(link, &attach.owners);
             let confirm = Attached { seq: attach.seq };
             if !home.wipes(&attach.owners) {
-                return link.tell(down::Kind::Attached(confirm));
+                link.tell(down::Kind::Attached(confirm));
+                return home.ring_waiting(link, &attach.owners);
             }
             let (home, link) = (Arc::clone(home), Arc::clone(link));
             tokio::spawn(async move {
                 home.wipe_all(&link, &attach.owners).await;
                 link.tell(down::Kind::Attached(confirm));
+                home.ring_waiting(&link, &attach.owners);
             });
         }
         up::Kind::Detach(detach) => {
@@ -149,6 +151,7 @@ async fn open_for(homes: &Arc<Homes>, link: &Arc<Link>, open: OpenLane) -> Resul
     }
     let opened = LaneOpened { lane: open.lane, term: home.term().0, credit: homes.credit() };
     link.tell(down::Kind::LaneOpened(opened));
+    home.ring_waiting(link, &open.owners);
     Ok(())
 }
 

@@ -140,7 +140,9 @@ impl Home {
         let room = |link: &Link| link.untaken_bytes() < self.homes.config.deliver_bytes / 2;
         while room(&link) && !self.lost().is_cancelled() {
             let head = lock(&self.fan).head;
-            if from >= head || !self.homes.interest.any(&self.key.tenant) {
+            let wanted =
+                self.homes.interest.any(&self.key.tenant) && !self.homes.is_isolated(&self.key.tenant);
+            if from >= head || !wanted {
                 from = from.max(head);
                 break;
             }
@@ -168,7 +170,8 @@ impl Home {
             if head >= last || self.lost().is_cancelled() {
                 return Ok(());
             }
-            if !self.homes.interest.any(&self.key.tenant) {
+            // Asked again here: a tenant of this name may have been one without isolation.
+            if !self.homes.interest.any(&self.key.tenant) || self.homes.is_isolated(&self.key.tenant) {
                 lock(&self.fan).head = last;
                 return Ok(());
             }

@@ -37,6 +37,7 @@ use crate::{
     producers::Producers,
     sessions::Turns,
     tail::Tail,
+    waiting::Waiting,
 };
 
 /// Bytes of the log's end that tell a new home what producers stored last.
@@ -72,6 +73,8 @@ pub struct Home {
     pub(crate) lost: CancellationToken,
     /// What is done to sessions of one client is done one after the other.
     pub(crate) turns: Turns,
+    /// Pushes that wait for clients.
+    pub(crate) waiting: Waiting,
 }
 
 pub(crate) struct Inner {
@@ -95,6 +98,7 @@ impl Home {
         let took = homes.store.take(key, homes.incarnation).await?;
         let tail = homes.store.read_back(key, READ_BACK).await?;
         let cursors = homes.store.cursors(key).await?;
+        let waiting = Waiting::new(homes.store.waiting_clients(key).await?);
         // After the term was taken: whoever changes filters later finds this router as the holder, and asks it.
         homes.kept.follow(&*homes.store, &key.tenant).await?;
         let home = Arc::new(Self::new(
@@ -103,6 +107,7 @@ impl Home {
             took,
             Producers::from_tail(&tail, took.trimmed == Totals::default()),
             cursors.fan,
+            waiting,
         ));
         if cursors.fan.is_none() && homes.any_filter(&key.tenant) {
             home.begin_fan_out().await.map_err(|error| StoreError::Unavailable(error.to_string()))?;
@@ -112,6 +117,7 @@ impl Home {
         homes.metrics.homes_taken.inc();
         tokio::spawn(Arc::clone(&home).run_lane());
         tokio::spawn(Arc::clone(&home).run_fan_out());
+        home.sweep_pushes();
         if let Some(previous) = took.previous_holder.filter(|holder| *holder != homes.incarnation) {
             homes.tell_previous(previous, key, took.term);
         }
@@ -124,6 +130,7 @@ impl Home {
         took: Took,
         producers: Producers,
         fan: Option<EntryId>,
+        waiting: Waiting,
     ) -> Self {
         let fan = Fan::new(fan, took.last);
         Self {
@@ -150,6 +157,7 @@ impl Home {
             cursors_moved: AtomicBool::new(false),
             lost: CancellationToken::new(),
             turns: Turns::default(),
+            waiting,
         }
     }
 

@@ -11,7 +11,7 @@ use penstock_common::{
     clock::Seams,
     name::{PartitionKey, TenantName},
     position::Term,
-    registry::{Definitions, Registry, TenantDefinition},
+    registry::{Definitions, Isolation, Registry, TenantDefinition},
     store::{Store, StoreError},
 };
 use tokio::sync::{OnceCell, mpsc, watch};
@@ -146,7 +146,12 @@ impl Homes {
 
     /// Whether anything of the tenant is to be fanned out.
     pub fn any_filter(&self, tenant: &TenantName) -> bool {
-        self.interest.any(tenant) || self.kept.any(tenant)
+        (self.interest.any(tenant) || self.kept.any(tenant)) && !self.is_isolated(tenant)
+    }
+
+    /// Clients of the tenant receive nothing of each other's: subscriptions are for pushes.
+    pub fn is_isolated(&self, tenant: &TenantName) -> bool {
+        self.tenant(tenant).is_some_and(|it| it.tenant.isolation == Isolation::Device)
     }
 
     /// Groups defined for a tenant.

@@ -4,7 +4,7 @@
 //! by the partition's [`home`], and is settled back on the same link.
 //!
 //! The way out: the [`fanout`] reads the log and sends a Deliver to each link whose filters match ([`interest`]); a push
-//! comes from a door and goes to the owner's link ([`route`]).
+//! comes from a door and goes to the owner's link ([`route`]), or waits in the client's mailbox ([`waiting`]).
 //!
 //! Persistent sessions: the client's home opens and steps them ([`sessions`]), the fan-out of each partition appends their
 //! mail ([`mail`]) by the filters that all routers follow ([`kept`]).
@@ -29,6 +29,7 @@ pub mod hashing;
 pub mod history;
 pub mod home;
 pub mod homes;
+pub mod intake;
 pub mod interest;
 pub mod kept;
 pub mod lane;
@@ -55,3 +56,4 @@ pub mod stale;
 pub mod start;
 pub mod tail;
 pub mod verify;
+pub mod waiting;

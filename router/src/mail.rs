@@ -44,7 +44,7 @@ impl Home {
             if before >= last || self.lost().is_cancelled() {
                 return Ok(());
             }
-            if !self.homes.kept.any(&self.key.tenant) {
+            if !self.homes.kept.any(&self.key.tenant) || self.homes.is_isolated(&self.key.tenant) {
                 lock(&self.fan).mailed = last;
                 return Ok(());
             }

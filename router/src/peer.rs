@@ -19,7 +19,7 @@ use penstock_proto::{
         serve_request, serve_response,
     },
 };
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::mpsc;
 use tokio_stream::{Stream, wrappers::ReceiverStream};
 use tonic::{Request, Response, Status, Streaming};
 
@@ -31,13 +31,12 @@ use crate::{
         lag,
         served::{Joining, Say, Served},
     },
+    intake::{Intake, PUSHES},
     secret,
 };
 
 /// Batches between a served group and the stream.
 const RESPONSES: usize = 4;
-/// Pushes under way on one stream.
-const PUSHES: usize = 1_024;
 /// A message of a peer: a batch of one entry.
 const MESSAGE: usize = 8 << 20;
 
@@ -234,13 +233,14 @@ async fn pushes(
     mut requests: Streaming<PeerPush>,
     receipts: mpsc::Sender<Result<PushReceipt, Status>>,
 ) {
-    let under_way = Arc::new(Semaphore::new(PUSHES));
+    let mut intake = Intake::default();
     while let Ok(Some(PeerPush { tenant, push: Some(push) })) = requests.message().await {
-        let Ok(place) = Arc::clone(&under_way).acquire_owned().await else { return };
+        let Some(mut place) = intake.enter(&tenant, &push).await else { return };
         let (inside, receipts) = (inside.clone(), receipts.clone());
         tokio::spawn(async move {
+            place.turn().await;
             let receipt = match TenantName::new(&tenant) {
-                Ok(tenant) => inside.homes.push(&tenant, push).await,
+                Ok(tenant) => inside.homes.push(&tenant, push, &place.handed).await,
                 Err(error) => crate::push::refused(push.id, &error.to_string()),
             };
             let _ = receipts.send(Ok(receipt)).await;

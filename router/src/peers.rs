@@ -28,7 +28,7 @@ use tonic::{
 };
 use tracing::debug;
 
-use crate::{clients::Page, homes::TookOver, secret};
+use crate::{clients::Page, homes::TookOver, intake::Handed, secret};
 
 const CONNECT: Duration = Duration::from_secs(2);
 const KEEP_ALIVE: Duration = Duration::from_secs(3);
@@ -112,8 +112,14 @@ impl Peers {
         self.lock().retain(|incarnation, _| members.routers.contains_key(incarnation));
     }
 
-    /// Sends a push to the router that is the client's home.
-    pub async fn push(&self, member: &Member, tenant: &str, push: PushRequest) -> PushReceipt {
+    /// Sends a push to the router that is the client's home; waits while too many do.
+    pub async fn push(
+        &self,
+        member: &Member,
+        tenant: &str,
+        push: PushRequest,
+        handed: &Handed,
+    ) -> PushReceipt {
         let id = push.id;
         let limit = crate::push::wait_of(&push) + PUSH_SLACK;
         let (receipt, received) = oneshot::channel();
@@ -125,9 +131,10 @@ impl Peers {
             }
         };
         let pushing = Pushing { tenant: tenant.to_owned(), push, receipt };
-        if sender.try_send(pushing).is_err() {
+        if tokio::time::timeout(PUSH_SLACK, sender.send(pushing)).await.is_err() {
             return crate::push::refused(id, "too many pushes wait for the client's router: try again");
         }
+        handed.over();
         match tokio::time::timeout(limit, received).await {
             Ok(Ok(receipt)) => PushReceipt { id, ..receipt },
             Ok(Err(_)) => crate::push::refused(id, "the client's router does not answer: try again"),

@@ -11,13 +11,22 @@ use penstock_common::{
 use penstock_mqtt::topic::{TOPIC_MAX, validate_name};
 use penstock_proto::messaging::{PushReceipt, PushRequest, ReceiptStatus};
 
-use crate::{groups::home::Homes, peers::Peers};
+use tokio::time::Instant;
+
+use crate::{groups::home::Homes, intake::Handed, peers::Peers};
 
 /// How long a push waits for the device's PUBACK unless it says so, and at most.
 const WAIT: Duration = Duration::from_secs(10);
 const WAIT_MOST: Duration = Duration::from_secs(300);
 /// Fixed header, topic length and packet identifier of a PUBLISH, at most.
 const HEADERS: usize = 9;
+/// Longest idempotency key, bytes.
+const KEY_MAX: usize = 128;
+/// Why a home did not do a push that has to be stored: nothing has happened.
+pub const MOVING: &str = "the client's partition is moving: try again";
+/// How long a push waits for a partition that moves.
+const MOVING_WITHIN: Duration = Duration::from_secs(10);
+const MOVING_STEP: Duration = Duration::from_millis(100);
 
 /// A receipt that says why nothing was pushed.
 pub fn refused(id: u64, reason: &str) -> PushReceipt {
@@ -44,10 +53,31 @@ pub fn check(push: &PushRequest, tenant: &TenantDefinition) -> Result<(), String
     if push.wait && push.qos == 0 {
         return Err("wait: needs qos 1, a device does not confirm qos 0".to_owned());
     }
+    check_stored(push, tenant)?;
     let size = push.payload.len() + push.topic.len() + HEADERS;
     let most = tenant.tenant.limits.packet_bytes as usize;
     if size > most {
         return Err(format!("payload: the packet has {size} bytes, the tenant's limit is {most}"));
+    }
+    Ok(())
+}
+
+fn check_stored(push: &PushRequest, tenant: &TenantDefinition) -> Result<(), String> {
+    if push.ttl_ms > 0 {
+        let most = u64::from(tenant.tenant.limits.mailbox_seconds);
+        if push.client.is_empty() || push.qos == 0 {
+            return Err("ttl: needs a client and qos 1".to_owned());
+        }
+        if push.ttl_ms > most.saturating_mul(1_000) {
+            return Err(format!("ttl: at most {most} s, the age of the tenant's mailboxes"));
+        }
+    }
+    let key = &push.idempotency_key;
+    if key.len() > KEY_MAX || !key.bytes().all(|byte| byte.is_ascii_graphic()) {
+        return Err(format!("idempotency_key: at most {KEY_MAX} printable characters of ASCII, no blanks"));
+    }
+    if !key.is_empty() && push.client.is_empty() {
+        return Err("idempotency_key: needs a client".to_owned());
     }
     Ok(())
 }
@@ -59,20 +89,56 @@ pub async fn route(
     tenant: &TenantDefinition,
     push: PushRequest,
 ) -> PushReceipt {
+    route_in_order(homes, peers, tenant, push, &Handed::default()).await
+}
+
+/// The same for one of a stream of pushes: says when it has its place.
+pub async fn route_in_order(
+    homes: &Arc<dyn Homes>,
+    peers: &Peers,
+    tenant: &TenantDefinition,
+    push: PushRequest,
+    handed: &Handed,
+) -> PushReceipt {
     if let Err(reason) = check(&push, tenant) {
         return refused(push.id, &reason);
     }
-    let name: &TenantName = &tenant.name;
     if push.client.is_empty() {
-        return homes.push(name, push).await;
+        return homes.push(&tenant.name, push, handed).await;
     }
+    if !is_stored(&push) {
+        return to_home(homes, peers, tenant, push, handed).await;
+    }
+    let deadline = Instant::now() + MOVING_WITHIN;
+    loop {
+        let receipt = to_home(homes, peers, tenant, push.clone(), handed).await;
+        if receipt.reason != MOVING || Instant::now() >= deadline {
+            return receipt;
+        }
+        tokio::time::sleep(MOVING_STEP).await;
+    }
+}
+
+/// Whether something of the push is stored: only the home that holds the term may do that.
+pub fn is_stored(push: &PushRequest) -> bool {
+    push.ttl_ms > 0 || !push.idempotency_key.is_empty()
+}
+
+async fn to_home(
+    homes: &Arc<dyn Homes>,
+    peers: &Peers,
+    tenant: &TenantDefinition,
+    push: PushRequest,
+    handed: &Handed,
+) -> PushReceipt {
+    let name: &TenantName = &tenant.name;
     let partition = partition_of(push.client.as_bytes(), tenant.tenant.partitions);
     let key = PartitionKey { tenant: name.clone(), partition };
     let members = homes.members();
     let home = rendezvous::home(&key, members.routers.keys().copied());
     let elsewhere = home.filter(|home| *home != homes.incarnation()).filter(|_| homes.get(&key).is_none());
     match elsewhere.and_then(|home| members.routers.get(&home)) {
-        Some(member) => peers.push(member, name.as_str(), push).await,
-        None => homes.push(name, push).await,
+        Some(member) => peers.push(member, name.as_str(), push, handed).await,
+        None => homes.push(name, push, handed).await,
     }
 }

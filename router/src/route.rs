@@ -11,7 +11,10 @@ use penstock_proto::{
 };
 use tokio::time::{Instant, timeout_at};
 
-use crate::{homes::Homes, link::Link, owners::Ownership, presence};
+use crate::{homes::Homes, intake::Handed, link::Link, owners::Ownership, presence, push::is_stored};
+
+/// Status, clients reached, reason.
+pub(crate) type Outcome = (ReceiptStatus, u32, String);
 
 /// How long a shard may take to say that it has handed a push to its session.
 const ROUTED_WITHIN: Duration = Duration::from_secs(5);
@@ -24,7 +27,13 @@ const ABSENT_STEP: Duration = Duration::from_millis(20);
 
 impl Homes {
     /// Pushes to a client whose home is here, or to every session with a matching subscription.
-    pub async fn push(self: &Arc<Self>, tenant: &TenantName, request: PushRequest) -> PushReceipt {
+    /// Says when the push has its place.
+    pub async fn push(
+        self: &Arc<Self>,
+        tenant: &TenantName,
+        request: PushRequest,
+        handed: &Handed,
+    ) -> PushReceipt {
         let wait = match (request.wait && request.qos > 0, request.wait_ms) {
             (false, _) => Duration::ZERO,
             (true, 0) => WAIT_USUAL,
@@ -32,19 +41,22 @@ impl Homes {
         };
         let id = request.id;
         let (status, clients, reason) = if request.client.is_empty() {
-            self.push_to_all(tenant, request).await
+            self.push_to_all(tenant, request, handed).await
+        } else if is_stored(&request) {
+            self.push_stored(tenant, request, wait, handed).await
         } else {
-            self.push_to_client(tenant, request, wait).await
+            self.push_to_client(tenant, request, wait, handed).await
         };
         PushReceipt { id, status: status.into(), clients, reason }
     }
 
-    async fn push_to_client(
+    pub(crate) async fn push_to_client(
         &self,
         tenant: &TenantName,
         request: PushRequest,
         wait: Duration,
-    ) -> (ReceiptStatus, u32, String) {
+        handed: &Handed,
+    ) -> Outcome {
         let Some(defined) = self.tenant(tenant) else {
             return refused("the tenant does not exist");
         };
@@ -65,7 +77,11 @@ impl Homes {
             wait_ms: u64::try_from(wait.as_millis()).unwrap_or(u64::MAX),
         };
         let deadline = Instant::now() + ROUTED_WITHIN.max(wait);
-        match send(&owner.link, push, deadline).await {
+        let Ok(sent) = owner.link.push(push) else {
+            return refused("the gateway has too many pushes under way, or is gone: try again");
+        };
+        handed.over();
+        match timeout_at(deadline, sent).await.ok().and_then(Result::ok) {
             Some(result) => receipt(result),
             None if wait.is_zero() => (ReceiptStatus::NotConnected, 0, String::new()),
             None => (ReceiptStatus::Expired, 0, "no PUBACK was seen in time".to_owned()),
@@ -97,7 +113,7 @@ impl Homes {
         })
     }
 
-    async fn push_to_all(&self, tenant: &TenantName, request: PushRequest) -> (ReceiptStatus, u32, String) {
+    async fn push_to_all(&self, tenant: &TenantName, request: PushRequest, handed: &Handed) -> Outcome {
         let mut links = HashSet::new();
         self.interest.matches(tenant, &[request.topic.as_bytes()], |_, link| {
             links.insert(link);
@@ -118,9 +134,11 @@ impl Homes {
                     qos: request.qos,
                     wait_ms: 0,
                 };
-                async move { send(&link, push, deadline).await }
+                let sent = link.push(push);
+                async move { timeout_at(deadline, sent.ok()?).await.ok()?.ok() }
             })
             .collect();
+        handed.over();
         let (mut clients, mut silent) = (0, 0);
         while let Some(result) = results.next().await {
             match result {
@@ -136,16 +154,11 @@ impl Homes {
     }
 }
 
-async fn send(link: &Link, push: Push, deadline: Instant) -> Option<PushResult> {
-    let receiver = link.push(push).ok()?;
-    timeout_at(deadline, receiver).await.ok()?.ok()
-}
-
-fn refused(reason: &str) -> (ReceiptStatus, u32, String) {
+pub(crate) fn refused(reason: &str) -> Outcome {
     (ReceiptStatus::Refused, 0, reason.to_owned())
 }
 
-fn receipt(result: PushResult) -> (ReceiptStatus, u32, String) {
+fn receipt(result: PushResult) -> Outcome {
     let status = match result.status() {
         PushStatus::Routed => ReceiptStatus::Routed,
         PushStatus::Delivered => ReceiptStatus::Delivered,

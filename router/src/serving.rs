@@ -23,6 +23,7 @@ use crate::{
     groups::home::{Homes, PartitionHome},
     home::Home,
     homes,
+    intake::Handed,
 };
 
 #[async_trait]
@@ -78,8 +79,8 @@ impl Homes for HomesHere {
         self.0.open(key).await.map(|home| home as Arc<dyn PartitionHome>)
     }
 
-    async fn push(&self, tenant: &TenantName, request: PushRequest) -> PushReceipt {
-        self.0.push(tenant, request).await
+    async fn push(&self, tenant: &TenantName, request: PushRequest, handed: &Handed) -> PushReceipt {
+        self.0.push(tenant, request, handed).await
     }
 
     fn taken(&self, key: &PartitionKey, term: Term) {

@@ -11,7 +11,7 @@ use hashbrown::HashSet;
 use penstock_common::{
     epoch::Epoch,
     name::{PartitionKey, TenantName},
-    store::{MailStep, SessionError, SessionFilter, SessionFilters, StoreError},
+    store::{MailStep, PushStep, SessionError, SessionFilter, SessionFilters, StoreError},
 };
 use penstock_proto::link::{
     self, FiltersSet, Letter, Mail, OpenSession, Owner, SessionOpened, SetFilters, Step, StepResult,
@@ -194,6 +194,13 @@ impl Home {
 
     /// Takes a step for the owner of a session.
     pub(crate) async fn step(self: Arc<Self>, link: Arc<Link>, step: Step) {
+        let clean = PushStep {
+            acknowledged: step.acknowledged.clone(),
+            received: step.received,
+            // Who is not the owner any more tells what was acknowledged, and gets nothing.
+            most: if self.is_owner(&step.client, step.epoch) { step.most } else { 0 },
+            max_bytes: step.max_bytes,
+        };
         let age = self.homes.tenant(&self.key.tenant).map_or(0, |it| it.tenant.limits.mailbox_seconds);
         let asked = MailStep {
             acknowledged: step.acknowledged,
@@ -204,10 +211,15 @@ impl Home {
             expiry_ms: self.expiry(),
         };
         let epoch = Epoch(step.epoch);
-        let answer = self.homes.store.step_mail(&self.key, self.term(), &step.client, epoch, &asked).await;
+        let answer = if step.clean {
+            self.step_clean(&step.client, &clean).await
+        } else {
+            self.homes.store.step_mail(&self.key, self.term(), &step.client, epoch, &asked).await
+        };
         let mut mail = Mail { id: step.id, ..Mail::default() };
         let result = match answer {
             Ok(stepped) => {
+                self.waiting.acknowledged(&step.client, &clean.acknowledged);
                 self.homes.metrics.mail_expired.inc_by(stepped.expired.into());
                 let letter = |it: penstock_common::store::Mail| Letter {
                     number: it.number,
@@ -236,7 +248,7 @@ impl Homes {
     /// Follows the filters of a tenant's sessions, and makes every home of it here fan out by them.
     pub async fn follow_filters(&self, tenant: &TenantName) -> Result<(), StoreError> {
         self.kept.follow(&*self.store, tenant).await?;
-        if !self.kept.any(tenant) {
+        if !self.any_filter(tenant) {
             return Ok(());
         }
         for home in self.all(Some(tenant)) {

@@ -33,7 +33,13 @@ impl World {
         let dir = TempDir::new().unwrap();
         let store = EmbeddedStore::open(&dir.path().join("store"), Durability::Memory).unwrap();
         let registry = EmbeddedRegistry::open(None, Seams::real()).unwrap();
-        let tenant = Tenant { partitions: 1, limits: Limits::default(), users_version: 1, created_at: 0 };
+        let tenant = Tenant {
+            partitions: 1,
+            limits: Limits::default(),
+            isolation: Default::default(),
+            users_version: 1,
+            created_at: 0,
+        };
         registry.create_tenant(&TenantName::new("acme").unwrap(), &tenant).await.unwrap();
         Self { store, registry, _dir: dir }
     }

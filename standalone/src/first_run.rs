@@ -9,7 +9,7 @@ use std::{io, path::Path};
 use penstock_common::{
     clock::Seams,
     name::{SYSTEM_TENANT, TenantName},
-    registry::{Limits, Registry, RegistryError, Tenant},
+    registry::{Isolation, Limits, Registry, RegistryError, Tenant},
     secret::Secret,
     store::{Role, Store, StoreError, User},
 };
@@ -111,6 +111,7 @@ async fn create(
         let tenant = Tenant {
             partitions: PARTITIONS,
             limits: Limits::default(),
+            isolation: Isolation::Tenant,
             users_version: 1,
             created_at: seams.now_ms(),
         };

@@ -3,6 +3,8 @@
 
 #[path = "cluster/clients.rs"]
 mod clients;
+#[path = "cluster/pushes.rs"]
+mod pushes;
 
 use std::time::Duration;
 

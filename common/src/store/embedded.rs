@@ -10,6 +10,7 @@ mod keys;
 mod machine;
 mod mail;
 mod partition;
+mod pushes;
 mod search;
 mod session;
 
@@ -30,12 +31,13 @@ use mail::Sessions;
 use tokio::sync::watch;
 
 use super::{
-    AppendError, Appended, CommitError, CursorChange, CursorStart, Cursors, Durability, Entry, FilterChanges,
-    FilterTable, Keep, MailLimits, MailStep, NewMail, OpenedSession, ReadBack, SessionError, SessionFilter,
-    SessionFilters, SessionState, SessionStore, SteppedMail, Store, StoreError, StoredEntry, Took, Totals,
-    User,
+    AppendError, Appended, Begun, CommitError, CursorChange, CursorStart, Cursors, Durability, Entry,
+    FilterChanges, FilterTable, Keep, MailLimits, MailStep, NewMail, NewPush, OpenedSession, PushKey,
+    PushStep, PushStore, Queued, ReadBack, SessionError, SessionFilter, SessionFilters, SessionState,
+    SessionStore, SteppedMail, Store, StoreError, StoredEntry, Took, Totals, User,
 };
 use crate::{
+    clock::UnixMillis,
     epoch::Epoch,
     name::{PartitionKey, TenantName},
     position::{EntryId, Term},
@@ -391,5 +393,76 @@ impl SessionStore for EmbeddedStore {
     async fn filter_changes(&self, tenant: &TenantName, after: u64) -> Result<FilterChanges, StoreError> {
         let tenant = tenant.clone();
         Ok(self.submit(0, move |machine| machine.filter_changes(&tenant, after)).await?)
+    }
+}
+
+#[async_trait]
+impl PushStore for EmbeddedStore {
+    async fn queue_push(
+        &self,
+        partition: &PartitionKey,
+        term: Term,
+        client: &[u8],
+        push: &NewPush,
+    ) -> Result<Queued, SessionError> {
+        let (key, client, push) = (partition.clone(), Bytes::copy_from_slice(client), push.clone());
+        self.submit(push.record.len(), move |machine| machine.queue_push(key, term, client, &push)).await?
+    }
+
+    async fn waits(&self, partition: &PartitionKey, client: &[u8], number: u64) -> Result<bool, StoreError> {
+        let (key, client) = (partition.clone(), Bytes::copy_from_slice(client));
+        Ok(self.submit(0, move |machine| machine.waits(key, client, number)).await?)
+    }
+
+    async fn step_pushes(
+        &self,
+        partition: &PartitionKey,
+        term: Term,
+        client: &[u8],
+        step: &PushStep,
+    ) -> Result<SteppedMail, SessionError> {
+        let (key, client, step) = (partition.clone(), Bytes::copy_from_slice(client), step.clone());
+        self.submit(0, move |machine| machine.step_pushes(key, term, client, &step)).await?
+    }
+
+    async fn waiting_clients(
+        &self,
+        partition: &PartitionKey,
+    ) -> Result<Vec<(Bytes, UnixMillis)>, StoreError> {
+        let key = partition.clone();
+        Ok(self.submit(0, move |machine| machine.waiting_clients(&key)).await?)
+    }
+
+    async fn expire_pushes(
+        &self,
+        partition: &PartitionKey,
+        term: Term,
+    ) -> Result<(u64, Vec<Bytes>), SessionError> {
+        let key = partition.clone();
+        self.submit(0, move |machine| machine.expire_pushes(&key, term)).await?
+    }
+
+    async fn begin_push(
+        &self,
+        partition: &PartitionKey,
+        term: Term,
+        client: &[u8],
+        key: &PushKey,
+    ) -> Result<Begun, SessionError> {
+        let (place, client, key) = (partition.clone(), Bytes::copy_from_slice(client), key.clone());
+        self.submit(0, move |machine| machine.begin_push(place, term, &client, &key)).await?
+    }
+
+    async fn end_push(
+        &self,
+        partition: &PartitionKey,
+        term: Term,
+        client: &[u8],
+        key: &PushKey,
+        outcome: Option<&str>,
+    ) -> Result<(), SessionError> {
+        let (place, client, key) = (partition.clone(), Bytes::copy_from_slice(client), key.clone());
+        let outcome = outcome.map(str::to_owned);
+        self.submit(0, move |machine| machine.end_push(place, term, &client, &key, outcome)).await?
     }
 }

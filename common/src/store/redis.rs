@@ -17,6 +17,8 @@ mod keys;
 mod live;
 mod log;
 mod one;
+mod push_scripts;
+mod pushes;
 mod routes;
 mod scripts;
 mod sentinel;
@@ -31,6 +33,7 @@ mod view;
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use bytes::Bytes;
 pub use config::{OpenError, RedisConfig};
 use connection::Server;
 use prometheus_client::registry::Registry;
@@ -38,12 +41,13 @@ use tokio::sync::watch;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::{
-    AppendError, Appended, CommitError, CursorChange, CursorStart, Cursors, Entry, FilterChanges,
-    FilterTable, Keep, MailLimits, MailStep, NewMail, OpenedSession, ReadBack, SessionError, SessionFilter,
-    SessionFilters, SessionState, SessionStore, SteppedMail, Store, StoreError, StoredEntry, Took, Totals,
-    User,
+    AppendError, Appended, Begun, CommitError, CursorChange, CursorStart, Cursors, Entry, FilterChanges,
+    FilterTable, Keep, MailLimits, MailStep, NewMail, NewPush, OpenedSession, PushKey, PushStep, PushStore,
+    Queued, ReadBack, SessionError, SessionFilter, SessionFilters, SessionState, SessionStore, SteppedMail,
+    Store, StoreError, StoredEntry, Took, Totals, User,
 };
 use crate::{
+    clock::UnixMillis,
     epoch::Epoch,
     name::{PartitionKey, TenantName},
     position::{EntryId, Term},
@@ -251,5 +255,68 @@ impl SessionStore for RedisStore {
 
     async fn filter_changes(&self, tenant: &TenantName, after: u64) -> Result<FilterChanges, StoreError> {
         filters::changes(&self.server, tenant, after).await
+    }
+}
+
+#[async_trait]
+impl PushStore for RedisStore {
+    async fn queue_push(
+        &self,
+        partition: &PartitionKey,
+        term: Term,
+        client: &[u8],
+        push: &NewPush,
+    ) -> Result<Queued, SessionError> {
+        pushes::queue(&self.server, partition, term, client, push).await
+    }
+
+    async fn waits(&self, partition: &PartitionKey, client: &[u8], number: u64) -> Result<bool, StoreError> {
+        pushes::waits(&self.server, partition, client, number).await
+    }
+
+    async fn step_pushes(
+        &self,
+        partition: &PartitionKey,
+        term: Term,
+        client: &[u8],
+        step: &PushStep,
+    ) -> Result<SteppedMail, SessionError> {
+        pushes::step(&self.server, partition, term, client, step).await
+    }
+
+    async fn waiting_clients(
+        &self,
+        partition: &PartitionKey,
+    ) -> Result<Vec<(Bytes, UnixMillis)>, StoreError> {
+        pushes::waiting(&self.server, partition).await
+    }
+
+    async fn expire_pushes(
+        &self,
+        partition: &PartitionKey,
+        term: Term,
+    ) -> Result<(u64, Vec<Bytes>), SessionError> {
+        pushes::expire(&self.server, partition, term).await
+    }
+
+    async fn begin_push(
+        &self,
+        partition: &PartitionKey,
+        term: Term,
+        client: &[u8],
+        key: &PushKey,
+    ) -> Result<Begun, SessionError> {
+        pushes::begin(&self.server, partition, term, client, key).await
+    }
+
+    async fn end_push(
+        &self,
+        partition: &PartitionKey,
+        term: Term,
+        client: &[u8],
+        key: &PushKey,
+        outcome: Option<&str>,
+    ) -> Result<(), SessionError> {
+        pushes::end(&self.server, partition, term, client, key, outcome).await
     }
 }

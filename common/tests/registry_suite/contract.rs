@@ -204,7 +204,13 @@ pub async fn an_adopted_ownership_is_released_by_its_provisional_epoch(a: Handle
 }
 
 fn settings() -> Tenant {
-    Tenant { partitions: 4, limits: Limits::default(), users_version: 1, created_at: 1_700_000_000_000 }
+    Tenant {
+        partitions: 4,
+        limits: Limits::default(),
+        isolation: Default::default(),
+        users_version: 1,
+        created_at: 1_700_000_000_000,
+    }
 }
 
 pub async fn tenants_are_created_changed_and_removed(a: Handle, b: Handle) {
@@ -223,7 +229,7 @@ pub async fn tenants_are_created_changed_and_removed(a: Handle, b: Handle) {
     for raise in raises.collect::<Vec<_>>() {
         raise.await.unwrap().unwrap();
     }
-    let changed = Tenant { limits, users_version: 9, ..settings() };
+    let changed = Tenant { limits, isolation: Default::default(), users_version: 9, ..settings() };
     for registry in [&a, &b] {
         until(registry.definitions(), "the changed tenant", |definitions| {
             definitions.tenants.get(&name).is_some_and(|definition| definition.tenant == changed)

@@ -26,8 +26,13 @@ async fn definitions_and_growing_epochs_survive_a_restart() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path().join("registry");
     let first = EmbeddedRegistry::open(Some(&dir), at(1_700_000_000_000)).unwrap();
-    let settings =
-        Tenant { partitions: 8, limits: Limits::default(), users_version: 3, created_at: 1_700_000_000_000 };
+    let settings = Tenant {
+        partitions: 8,
+        limits: Limits::default(),
+        isolation: Default::default(),
+        users_version: 3,
+        created_at: 1_700_000_000_000,
+    };
     let group = Group {
         name: "g".to_owned(),
         filters: vec![],
@@ -74,7 +79,13 @@ async fn a_change_that_is_not_on_disk_is_not_made() {
     let inside = dir.path().join("registry");
     let registry = EmbeddedRegistry::open(Some(&inside), Seams::real()).unwrap();
     std::fs::remove_dir_all(&inside).unwrap();
-    let settings = Tenant { partitions: 4, limits: Limits::default(), users_version: 0, created_at: 0 };
+    let settings = Tenant {
+        partitions: 4,
+        limits: Limits::default(),
+        isolation: Default::default(),
+        users_version: 0,
+        created_at: 0,
+    };
     assert!(registry.create_tenant(&tenant("acme"), &settings).await.is_err());
     assert!(registry.definitions().borrow().tenants.is_empty());
 }

@@ -25,7 +25,13 @@ use crate::{
 };
 
 fn settings() -> Tenant {
-    Tenant { partitions: 4, limits: Limits::default(), users_version: 0, created_at: 0 }
+    Tenant {
+        partitions: 4,
+        limits: Limits::default(),
+        isolation: Default::default(),
+        users_version: 0,
+        created_at: 0,
+    }
 }
 
 /// New epochs by client, from as many events; every one must be a renewal.

@@ -48,7 +48,7 @@ pub(crate) struct Connection {
     pub(crate) rest: BytesMut,
     pub(crate) admission: Option<Box<Admission>>,
     pub(crate) identity: Option<Box<Identity>>,
-    /// A persistent session.
+    /// What waits for the client at its home: a persistent session's mail, or pushes.
     pub(crate) kept: Option<Box<Kept>>,
     /// When the packet that has begun has to be complete; MAX: none has begun.
     pub(crate) half_until: Millis,
@@ -99,6 +99,11 @@ impl Connection {
             held_subscribes: false,
             draining: false,
         }
+    }
+
+    /// Its session outlives it.
+    pub(crate) fn is_persistent(&self) -> bool {
+        self.kept.as_deref().is_some_and(|kept| kept.persistent)
     }
 
     /// When the shard has to look at it.

@@ -59,7 +59,8 @@ impl TestRegistry {
     pub fn define(&self, tenant: &str, partitions: u32, connections: u32) {
         let name = TenantName::new(tenant).unwrap();
         let limits = Limits { connections, ..Limits::default() };
-        let tenant = Tenant { partitions, limits, users_version: 1, created_at: 0 };
+        let tenant =
+            Tenant { partitions, limits, isolation: Default::default(), users_version: 1, created_at: 0 };
         let definition = TenantDefinition { name: name.clone(), tenant, groups: BTreeMap::new() };
         self.definitions.send_modify(|definitions| {
             let mut all = Definitions::clone(definitions);

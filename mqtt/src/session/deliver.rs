@@ -170,6 +170,12 @@ impl Session {
         self.outgoing.as_ref().map_or(0, |outgoing| outgoing.inflight.len())
     }
 
+    /// Deliveries of QoS 1 for which there is room in flight now.
+    pub fn room(&self) -> usize {
+        let taken = self.outgoing.as_ref().map_or(0, |outgoing| outgoing.occupied() + outgoing.queued.len());
+        self.window().saturating_sub(taken)
+    }
+
     /// Deliveries of QoS 1 that wait until there is room for them in flight.
     pub fn queued(&self) -> usize {
         self.outgoing.as_ref().map_or(0, |outgoing| outgoing.queued.len())

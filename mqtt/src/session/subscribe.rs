@@ -169,7 +169,13 @@ impl Session {
         filters.map(|known| (&known.filter, known.granted.unwrap_or(known.asked)))
     }
 
-    /// The same filters with the QoS that was asked for last.
+    /// Filters whose SUBACK was given, with the granted QoS.
+    pub fn granted(&self) -> impl Iterator<Item = (&Bytes, QoS)> + '_ {
+        let filters = self.subscriptions.iter().flat_map(|s| &s.filters);
+        filters.filter_map(|known| Some((&known.filter, known.granted?)))
+    }
+
+    /// All filters with the QoS that was asked for last.
     pub fn wanted_filters(&self) -> impl Iterator<Item = (&Bytes, QoS)> + '_ {
         let filters = self.subscriptions.iter().flat_map(|s| &s.filters);
         filters.map(|known| (&known.filter, known.asked))

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use penstock_common::{
     name::{PARTITIONS_MAX, SYSTEM_TENANT, TenantName},
-    registry::{self, RegistryError},
+    registry::{self, Isolation, RegistryError},
     store::{self, Role},
 };
 use penstock_proto::admin::{
@@ -94,8 +94,9 @@ impl Admin for AdminService {
             return Err(Status::invalid_argument(format!("partitions: at most {PARTITIONS_MAX}")));
         }
         let limits = limits(wanted.limits, registry::Limits::default())?;
+        let isolation = isolation(&wanted.isolation)?;
         let created_at = self.inside.seams.now_ms();
-        let tenant = registry::Tenant { partitions, limits, users_version: 1, created_at };
+        let tenant = registry::Tenant { partitions, limits, isolation, users_version: 1, created_at };
         self.inside
             .registry
             .create_tenant(&name, &tenant)
@@ -296,6 +297,21 @@ pub fn role_name(role: Role) -> &'static str {
     }
 }
 
+fn isolation(name: &str) -> Result<Isolation, Status> {
+    match name {
+        "" | "tenant" => Ok(Isolation::Tenant),
+        "device" => Ok(Isolation::Device),
+        _ => Err(Status::invalid_argument("isolation: tenant or device")),
+    }
+}
+
+fn isolation_name(isolation: Isolation) -> &'static str {
+    match isolation {
+        Isolation::Tenant => "tenant",
+        Isolation::Device => "device",
+    }
+}
+
 /// 0 leaves a limit as it is.
 fn limits(wanted: Option<Limits>, present: registry::Limits) -> Result<registry::Limits, Status> {
     let wanted = wanted.unwrap_or_default();
@@ -330,6 +346,7 @@ fn to_proto(name: &TenantName, tenant: &registry::Tenant) -> Tenant {
             session_seconds: tenant.limits.session_seconds,
         }),
         created_at_ms: tenant.created_at,
+        isolation: isolation_name(tenant.isolation).to_owned(),
     }
 }
 

@@ -1,6 +1,6 @@
 //! The Messaging service: consuming and pushing for microservices. Groups are made and shown in [`super::groups`].
 
-use std::{collections::BTreeSet, pin::Pin, sync::Arc};
+use std::{collections::BTreeSet, pin::Pin};
 
 use penstock_proto::messaging::{
     Batch, Begin, ConsumeRequest, ConsumeResponse, CreateGroupRequest, DeleteGroupRequest,
@@ -8,10 +8,7 @@ use penstock_proto::messaging::{
     PushRequest, SetGroupRequest, ShowGroupRequest, consume_request, consume_response,
     messaging_server::{Messaging, MessagingServer},
 };
-use tokio::{
-    sync::{Semaphore, mpsc},
-    time::Instant,
-};
+use tokio::{sync::mpsc, time::Instant};
 use tokio_stream::{Stream, wrappers::ReceiverStream};
 use tonic::{Request, Response, Status, Streaming};
 
@@ -23,6 +20,7 @@ use super::{
 use crate::{
     consume::{Consumer, Event, Partitions},
     hands::Hands,
+    intake::{Intake, PUSHES},
 };
 
 /// Credit of a consumer: unless it says so, and at most.
@@ -32,8 +30,6 @@ const CREDIT_MOST: u32 = 100_000;
 const CONSUMER_MAX: usize = 128;
 /// Responses that wait for the network.
 const RESPONSES: usize = 4;
-/// Pushes under way on one stream.
-const PUSHES: usize = 1_024;
 /// A request: acks of many ranges, or a push of the largest payload.
 const REQUEST: usize = 4 << 20;
 const RESPONSE: usize = 8 << 20;
@@ -285,16 +281,18 @@ async fn pushes(
     mut requests: Streaming<PushRequest>,
     receipts: mpsc::Sender<Result<PushReceipt, Status>>,
 ) {
-    let under_way = Arc::new(Semaphore::new(PUSHES));
+    let mut intake = Intake::default();
     while let Ok(Some(push)) = requests.message().await {
-        let Ok(place) = Arc::clone(&under_way).acquire_owned().await else { return };
+        let Some(mut place) = intake.enter(caller.tenant.as_str(), &push).await else { return };
         let tenant = match inside.tenant(&caller.tenant) {
             Ok(tenant) => tenant,
             Err(status) => return drop(receipts.send(Err(status)).await),
         };
         let (inside, receipts) = (inside.clone(), receipts.clone());
         tokio::spawn(async move {
-            let receipt = crate::push::route(&inside.homes, &inside.peers, &tenant, push).await;
+            place.turn().await;
+            let (homes, peers) = (&inside.homes, &inside.peers);
+            let receipt = crate::push::route_in_order(homes, peers, &tenant, push, &place.handed).await;
             inside.receipts.count(&receipt);
             let _ = receipts.send(Ok(receipt)).await;
             drop(place);

@@ -12,6 +12,7 @@ pub struct Receipts {
     family: Family<[(&'static str, &'static str); 1], Counter>,
     routed: Counter,
     delivered: Counter,
+    queued: Counter,
     not_connected: Counter,
     not_subscribed: Counter,
     expired: Counter,
@@ -26,6 +27,7 @@ impl Default for Receipts {
         Self {
             routed: of("routed"),
             delivered: of("delivered"),
+            queued: of("queued"),
             not_connected: of("not_connected"),
             not_subscribed: of("not_subscribed"),
             expired: of("expired"),
@@ -47,6 +49,7 @@ impl Receipts {
         let counter = match receipt.status() {
             ReceiptStatus::Routed => &self.routed,
             ReceiptStatus::Delivered => &self.delivered,
+            ReceiptStatus::Queued => &self.queued,
             ReceiptStatus::NotConnected => &self.not_connected,
             ReceiptStatus::NotSubscribed => &self.not_subscribed,
             ReceiptStatus::Expired => &self.expired,

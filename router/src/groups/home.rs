@@ -18,7 +18,7 @@ use penstock_proto::{
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::clients::Page;
+use crate::{clients::Page, intake::Handed};
 
 /// The home of one partition, on this router. It survives a reconnect to the store by the same router: the term rises, the
 /// state stays.
@@ -64,8 +64,9 @@ pub trait Homes: Send + Sync + 'static {
     /// Becomes the home: takes the term unless it is held here.
     async fn open(&self, key: &PartitionKey) -> Result<Arc<dyn PartitionHome>, StoreError>;
 
-    /// Routes a push: for a client whose home is here, or (with an empty client) to all subscribers of the tenant.
-    async fn push(&self, tenant: &TenantName, request: PushRequest) -> PushReceipt;
+    /// Routes a push: for a client whose home is here, or (with an empty client) to all subscribers of the tenant. Says when
+    /// it has its place.
+    async fn push(&self, tenant: &TenantName, request: PushRequest, handed: &Handed) -> PushReceipt;
 
     /// Another router has taken the partition under this term: the home here, if its term is lower, is lost.
     fn taken(&self, key: &PartitionKey, term: Term);

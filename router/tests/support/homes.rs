@@ -24,6 +24,7 @@ use penstock_proto::{
 use penstock_router::{
     clients::Page,
     groups::home::{Homes, PartitionHome},
+    intake::Handed,
 };
 use prost::Message;
 use tokio::sync::watch;
@@ -137,7 +138,7 @@ impl Homes for TestHomes {
     async fn open(&self, key: &PartitionKey) -> Result<Arc<dyn PartitionHome>, StoreError> {
         self.take(key).await.map(|home| home as Arc<dyn PartitionHome>)
     }
-    async fn push(&self, _: &TenantName, request: PushRequest) -> PushReceipt {
+    async fn push(&self, _: &TenantName, request: PushRequest, _: &Handed) -> PushReceipt {
         let receipt =
             PushReceipt { id: request.id, status: ReceiptStatus::Routed.into(), ..PushReceipt::default() };
         self.pushed.lock().unwrap().push(request);

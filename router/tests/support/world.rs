@@ -129,7 +129,11 @@ impl Cluster {
         }
         *own.members.lock().unwrap() = Arc::new(all);
         let mut admin = own.admin(0).await;
-        let wanted = CreateTenantRequest { name: "demo".into(), partitions: PARTITIONS, limits: None };
+        let wanted = CreateTenantRequest {
+            name: "demo".into(),
+            partitions: PARTITIONS,
+            ..CreateTenantRequest::default()
+        };
         admin.create_tenant(own.request(OPERATOR, wanted)).await.unwrap();
         for (name, role, password) in [("app", Role::Service, "application"), ("device", Role::Device, "")] {
             let password = if password.is_empty() { own.device_secret.as_str() } else { password };

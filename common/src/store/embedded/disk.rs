@@ -33,6 +33,7 @@ pub(super) struct Disk {
     pub(super) sessions: Keyspace,
     pub(super) mail: Keyspace,
     pub(super) filters: Keyspace,
+    pub(super) push_keys: Keyspace,
 }
 
 pub(super) fn corrupt(what: &str) -> StoreError {
@@ -53,12 +54,14 @@ impl Disk {
         let keyspace = |name| database.keyspace(name, KeyspaceCreateOptions::default);
         let (log, state, users) = (keyspace("log")?, keyspace("state")?, keyspace("users")?);
         let (sessions, mail, filters) = (keyspace("sessions")?, keyspace("mail")?, keyspace("filters")?);
-        Ok(Self { database, log, state, users, sessions, mail, filters })
+        let push_keys = keyspace("push-keys")?;
+        Ok(Self { database, log, state, users, sessions, mail, filters, push_keys })
     }
 
     /// All keyspaces, in the order in which a tenant is removed from them: what fences it last.
-    pub(super) fn keyspaces(&self) -> [Keyspace; 6] {
-        [&self.log, &self.users, &self.filters, &self.mail, &self.sessions, &self.state].map(Clone::clone)
+    pub(super) fn keyspaces(&self) -> [Keyspace; 7] {
+        [&self.log, &self.users, &self.filters, &self.push_keys, &self.mail, &self.sessions, &self.state]
+            .map(Clone::clone)
     }
 
     /// All partitions with their last entries.

@@ -9,7 +9,8 @@ use super::{
     disk::{Disk, corrupt, failed},
     keys,
     machine::Machine,
-    session::{Session, number_after},
+    pushes::PushKeys,
+    session::{Session, Stepped, number_after},
 };
 use crate::{
     epoch::Epoch,
@@ -25,7 +26,7 @@ use crate::{
 /// Between two looks for sessions whose life is over, milliseconds.
 const SWEEP_EVERY_MS: u64 = 60_000;
 
-type Place = (PartitionKey, Bytes);
+pub(super) type Place = (PartitionKey, Bytes);
 
 /// Filters of a tenant, with what changed since the process began.
 #[derive(Default)]
@@ -39,7 +40,9 @@ struct Table {
 /// All sessions of the store.
 #[derive(Default)]
 pub(super) struct Sessions {
-    all: HashMap<Place, Session>,
+    pub(super) all: HashMap<Place, Session>,
+    /// Keys of pushes.
+    pub(super) keys: PushKeys,
     tables: HashMap<TenantName, Table>,
     swept_at: u64,
 }
@@ -63,6 +66,7 @@ impl Sessions {
                 session.bytes += u64::from(bytes);
             }
         }
+        sessions.keys = PushKeys::load(disk)?;
         for item in disk.filters.iter() {
             let (key, value) = item.into_inner().map_err(failed)?;
             let unreadable = || corrupt("filters of a session");
@@ -79,6 +83,7 @@ impl Sessions {
     pub(super) fn forget(&mut self, tenant: &TenantName) {
         self.all.retain(|(key, _), _| key.tenant != *tenant);
         self.tables.remove(tenant);
+        self.keys.forget(tenant);
     }
 }
 
@@ -97,12 +102,12 @@ fn decode_filters(bytes: &[u8]) -> Option<SessionFilters> {
 }
 
 impl Machine {
-    fn fenced(&mut self, key: &PartitionKey, term: Term) -> Result<(), SessionError> {
+    pub(super) fn fenced(&mut self, key: &PartitionKey, term: Term) -> Result<(), SessionError> {
         self.held(key, term).map(drop).ok_or(SessionError::Fenced)
     }
 
     /// The session, if its life is not over.
-    fn living(&mut self, place: &Place, now: u64) -> Option<&mut Session> {
+    pub(super) fn living(&mut self, place: &Place, now: u64) -> Option<&mut Session> {
         if self.sessions.all.get(place).is_some_and(|session| session.expires_at <= now) {
             self.end_session(place);
         }
@@ -116,13 +121,13 @@ impl Machine {
         self.batch.remove(&self.disk.sessions, key);
     }
 
-    fn remove_mail(&mut self, place: &Place, numbers: impl IntoIterator<Item = u64>) {
+    pub(super) fn remove_mail(&mut self, place: &Place, numbers: impl IntoIterator<Item = u64>) {
         for number in numbers {
             self.batch.remove(&self.disk.mail, keys::mail(&place.0, &place.1, number));
         }
     }
 
-    fn write_session(&mut self, place: &Place) {
+    pub(super) fn write_session(&mut self, place: &Place) {
         if let Some(session) = self.sessions.all.get(place) {
             let bytes = session.encode();
             self.batch_bytes += bytes.len();
@@ -175,7 +180,7 @@ impl Machine {
             return Ok(None);
         };
         let incarnation = session.incarnation;
-        let numbers = session.wipe(now.saturating_add(SOURCES_KEPT_MS));
+        let numbers = session.wipe(now.saturating_add(SOURCES_KEPT_MS), now);
         self.remove_mail(&place, numbers);
         self.write_session(&place);
         Ok(Some(incarnation))
@@ -257,11 +262,21 @@ impl Machine {
         let written = self.writes;
         let place = (key, client);
         let session = self.opened_by(&place, epoch, now)?;
-        session.expires_at = now.saturating_add(step.expiry_ms);
+        session.lives_until(now.saturating_add(step.expiry_ms));
         let unwritten = session.appended_in == written;
         let stepped = session.step(step, now);
-        self.remove_mail(&place, stepped.removed);
-        self.write_session(&place);
+        self.hand_out(&place, stepped, unwritten)
+    }
+
+    /// Does to the disk what a step did to a mailbox, and reads what it hands out.
+    pub(super) fn hand_out(
+        &mut self,
+        place: &Place,
+        stepped: Stepped,
+        unwritten: bool,
+    ) -> Result<SteppedMail, SessionError> {
+        self.remove_mail(place, stepped.removed);
+        self.write_session(place);
         if unwritten && !stepped.given.is_empty() {
             self.settle()?;
         }

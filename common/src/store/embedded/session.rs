@@ -8,9 +8,10 @@ use crate::{
     epoch::Epoch,
     position::EntryId,
     store::{
-        MailStep, OpenedSession, SessionFilter, SessionFilters, SessionState,
+        MailStep, OpenedSession, PushStep, SessionFilter, SessionFilters, SessionState,
         encoding::{self, Reader},
         mail_time,
+        pushes::GRACE_MS,
         sessions::PER_MILLI,
     },
 };
@@ -38,6 +39,10 @@ pub(super) struct Session {
     /// Number and bytes of each message. Not written: they are those of the mail.
     pub(super) mail: BTreeMap<u64, u32>,
     pub(super) bytes: u64,
+    /// Those messages that are pushes, and when their time is over.
+    pub(super) pushes: BTreeMap<u64, u64>,
+    /// When the time of the last push ever is over.
+    pushes_until: u64,
     /// Write of the committer in which mail was appended last.
     pub(super) appended_in: u64,
 }
@@ -68,20 +73,99 @@ impl Session {
             self.version = number_after(self.version, now_ms);
         }
         self.epoch = epoch;
-        self.expires_at = expires_at;
+        self.lives_until(expires_at);
         OpenedSession { present, filters: self.wanted(), unacknowledged: self.sent.clone() }
     }
 
-    /// Ends it; the mail's numbers are returned.
-    pub(super) fn wipe(&mut self, expires_at: u64) -> Vec<u64> {
-        let left = Self {
-            version: self.version,
-            last: self.last,
-            sources: std::mem::take(&mut self.sources),
-            expires_at,
+    /// Ends it; the mail's numbers are returned. Pushes whose time is not over stay: they wait for the client.
+    pub(super) fn wipe(&mut self, expires_at: u64, now_ms: u64) -> Vec<u64> {
+        let before = std::mem::take(self);
+        let stays = |number: &u64| before.pushes.get(number).is_some_and(|expires| *expires > now_ms);
+        let (kept, gone): (BTreeMap<u64, u32>, BTreeMap<u64, u32>) = before
+            .mail
+            .iter()
+            .map(|(number, bytes)| (*number, *bytes))
+            .partition(|(number, _)| stays(number));
+        *self = Self {
+            version: before.version,
+            last: before.last,
+            sources: before.sources,
+            bytes: kept.values().map(|bytes| u64::from(*bytes)).sum(),
+            pushes: before.pushes.into_iter().filter(|(number, _)| kept.contains_key(number)).collect(),
+            mail: kept,
+            pushes_until: before.pushes_until,
             ..Self::default()
         };
-        std::mem::replace(self, left).mail.into_keys().collect()
+        self.lives_until(expires_at);
+        gone.into_keys().collect()
+    }
+
+    /// Sets its life, not shorter than that of the pushes that wait.
+    pub(super) fn lives_until(&mut self, expires_at: u64) {
+        let pushes = self.pushes_until.saturating_add(GRACE_MS);
+        self.expires_at = if self.pushes_until > 0 { expires_at.max(pushes) } else { expires_at };
+    }
+
+    /// Gives a push its number.
+    pub(super) fn push(&mut self, bytes: u32, expires_at: u64, now_ms: u64) -> u64 {
+        let number = self.append(bytes, now_ms);
+        self.pushes.insert(number, expires_at);
+        self.pushes_until = self.pushes_until.max(expires_at);
+        self.lives_until(self.expires_at);
+        number
+    }
+
+    /// When the time of the last push is over; None: there was none, or it was looked at since.
+    pub(super) fn last_push(&self) -> Option<u64> {
+        (self.pushes_until > 0).then_some(self.pushes_until)
+    }
+
+    /// The time of all pushes is over: those that no session has are removed; their numbers.
+    pub(super) fn forget_pushes(&mut self) -> Vec<u64> {
+        self.pushes_until = 0;
+        let mut stepped = Stepped::default();
+        if self.incarnation == 0 {
+            let numbers: Vec<u64> = self.pushes.keys().copied().collect();
+            numbers.into_iter().for_each(|number| self.remove(number, &mut stepped));
+        }
+        stepped.removed
+    }
+
+    /// Pushes at the front whose time is over make room; their numbers.
+    pub(super) fn drop_over(&mut self, now_ms: u64) -> Vec<u64> {
+        let mut stepped = Stepped::default();
+        let front: Vec<u64> = self.mail.range(self.up_to + 1..).map(|(number, _)| *number).take(32).collect();
+        for number in front {
+            if self.pushes.get(&number).is_some_and(|expires| *expires <= now_ms) {
+                self.remove(number, &mut stepped);
+            }
+        }
+        stepped.removed
+    }
+
+    /// The step of a client without a session: nothing is remembered of what is handed out.
+    pub(super) fn step_pushes(&mut self, step: &PushStep, now_ms: u64) -> Stepped {
+        let mut stepped = Stepped::default();
+        step.acknowledged.iter().for_each(|number| self.remove(*number, &mut stepped));
+        if step.most == 0 {
+            return stepped;
+        }
+        let mut room = Room { left: step.max_bytes, any: false };
+        let mut over = Vec::new();
+        for (number, bytes) in self.mail.range(step.received.saturating_add(1)..) {
+            let is_over = self.pushes.get(number).is_none_or(|expires| *expires <= now_ms);
+            if is_over && over.len() < EXPIRED_MOST {
+                over.push(*number);
+            } else if is_over || stepped.given.len() >= step.most as usize || !room.take(Some(bytes)) {
+                stepped.more = true;
+                break;
+            } else {
+                stepped.given.push((*number, 0, false));
+            }
+        }
+        stepped.expired = u32::try_from(over.len()).unwrap_or(u32::MAX);
+        over.into_iter().for_each(|number| self.remove(number, &mut stepped));
+        stepped
     }
 
     pub(super) fn wanted(&self) -> SessionFilters {
@@ -121,6 +205,7 @@ impl Session {
 
     fn remove(&mut self, number: u64, stepped: &mut Stepped) {
         if let Some(bytes) = self.mail.remove(&number) {
+            self.pushes.remove(&number);
             self.bytes = self.bytes.saturating_sub(bytes.into());
             stepped.removed.push(number);
         }
@@ -153,9 +238,13 @@ impl Session {
         let oldest = now_ms.saturating_sub(step.age_ms).saturating_mul(PER_MILLI);
         let (mut given, mut expired) = (Vec::new(), Vec::new());
         for (number, bytes) in self.mail.range(self.up_to + 1..) {
-            if *number < oldest && expired.len() < EXPIRED_MOST {
+            let over = match self.pushes.get(number) {
+                Some(expires) => *expires <= now_ms,
+                None => *number < oldest,
+            };
+            if over && expired.len() < EXPIRED_MOST {
                 expired.push(*number);
-            } else if *number < oldest || ids.peek().is_none() || !room.take(Some(bytes)) {
+            } else if over || ids.peek().is_none() || !room.take(Some(bytes)) {
                 stepped.more = true;
                 break;
             } else if let Some(id) = ids.next() {
@@ -185,6 +274,9 @@ impl Session {
             .iter()
             .flat_map(|(partition, entry)| [u64::from(*partition), entry.term.0, entry.sequence]);
         prefixed(sources.flat_map(u64::to_le_bytes).collect());
+        let pushes = self.pushes.iter().flat_map(|(number, expires)| [*number, *expires]);
+        let pushes = std::iter::once(self.pushes_until).chain(pushes);
+        prefixed(pushes.flat_map(u64::to_le_bytes).collect());
         out
     }
 
@@ -209,6 +301,14 @@ impl Session {
         while !sources.0.is_empty() {
             let partition = u32::try_from(sources.u64()?).ok()?;
             session.sources.insert(partition, EntryId::new(sources.u64()?, sources.u64()?));
+        }
+        // What an earlier version wrote ends here.
+        if !reader.0.is_empty() {
+            let mut pushes = Reader(reader.prefixed()?);
+            session.pushes_until = pushes.u64()?;
+            while !pushes.0.is_empty() {
+                session.pushes.insert(pushes.u64()?, pushes.u64()?);
+            }
         }
         Some(session)
     }
@@ -245,6 +345,7 @@ mod tests {
         session.filters = vec![SessionFilter { filter: Bytes::from_static(b"a/#"), qos: 1 }];
         session.saw(3, EntryId::new(1, 2));
         let number = session.append(10, 5);
+        session.push(3, 77, 5);
         let step = MailStep { ids: vec![4], max_bytes: 100, ..MailStep::default() };
         assert_eq!(session.step(&step, 5).given, [(number, 4, false)]);
         let mut read = Session::decode(&session.encode()).unwrap();

@@ -59,9 +59,20 @@ impl Keys {
         [&self.slot, "s:", &encode_bytes(client)].concat()
     }
 
-    /// Stream: mail of a session; an entry `<number>-0` has the record in `m`.
+    /// Stream: mail of a session and pushes; an entry `<number>-0` has the record in `m`, and that of a push in `x` when its
+    /// time is over.
     pub(super) fn mailbox(&self, client: &[u8]) -> String {
         [&self.slot, "mb:", &encode_bytes(client)].concat()
+    }
+
+    /// Sorted set: encoded clients for which pushes may wait, by the time when the last one's is over.
+    pub(super) fn waiting(&self) -> String {
+        self.key("waiting")
+    }
+
+    /// What comes before the number of a stretch of time in the keys of the hashes that remember keys of pushes.
+    pub(super) fn push_keys(&self) -> String {
+        self.key("idem:")
     }
 
     /// What comes before an encoded group in the key of its cursor.

@@ -50,6 +50,31 @@ end
 local function number_after(last)
   return math.max(tonumber(last or '0') + 1, now_ms() * 1024)
 end
+-- A message is a field m, and, when it is a push, its time in x.
+local function expiry(entry)
+  return entry[2][3] == 'x' and tonumber(entry[2][4]) or nil
+end
+-- Removes all that is no push, or one whose time is over; the bytes of what stays.
+local function keep_pushes(mailbox)
+  local from, bytes, now = '-', 0, now_ms()
+  while true do
+    local page = redis.call('XRANGE', mailbox, from, '+', 'COUNT', 8)
+    if #page == 0 then return bytes end
+    for _, entry in ipairs(page) do
+      local expires = expiry(entry)
+      if expires and expires > now then
+        bytes = bytes + #entry[2][2]
+      else
+        redis.call('XDEL', mailbox, entry[1])
+      end
+      from = '(' .. entry[1]
+    end
+  end
+end
+-- Life of a session, not shorter than that of the pushes that wait.
+local function life(wanted, pushes)
+  return number(math.max(tonumber(wanted), tonumber(pushes or '0') - now_ms() + 60000))
+end
 local function fence(key, term)
   local stored = redis.call('GET', key)
   return stored and string.match(stored, '^(%d+) ') == term

@@ -2,8 +2,8 @@
 //!
 //! Fields of a session's hash: `i` incarnation (without it there is no session), `e` epoch of the connection that opened it,
 //! `v` version of its filters, `w` filters, `q` last number of mail, `b` bytes of the mailbox, `s` what was handed out and
-//! not acknowledged (`<number>:<packet id>`, blanks between), `u` number up to which everything was handed out, and
-//! `f<partition>` the last entry of that partition that was looked at.
+//! not acknowledged (`<number>:<packet id>`, blanks between), `u` number up to which everything was handed out, `l` when the
+//! time of the last push is over, and `f<partition>` the last entry of that partition that was looked at.
 
 use std::sync::LazyLock;
 
@@ -16,29 +16,33 @@ pub(super) const GONE: &str = "GONE";
 
 const OPEN: &str = r"
 if not fence(KEYS[1], ARGV[1]) then return redis.error_reply('FENCED the term was taken') end
-local found = redis.call('HMGET', KEYS[2], 'i', 'v', 'w', 's')
+local found = redis.call('HMGET', KEYS[2], 'i', 'v', 'w', 's', 'l')
+local lives = life(ARGV[3], found[5])
 -- Made by this very connection: its question has come again.
 local present = (found[1] and found[1] ~= ARGV[2]) and 1 or 0
 if not found[1] then
-  redis.call('DEL', KEYS[3])
   redis.call('HDEL', KEYS[2], 'w', 's', 'u')
   local version = number(number_after(found[2]))
-  redis.call('HSET', KEYS[2], 'i', ARGV[2], 'b', '0', 'v', version)
+  redis.call('HSET', KEYS[2], 'i', ARGV[2], 'b', number(keep_pushes(KEYS[3])), 'v', version)
   found = { ARGV[2], version, false, false }
 end
 redis.call('HSET', KEYS[2], 'e', ARGV[2])
-redis.call('PEXPIRE', KEYS[2], ARGV[3])
-redis.call('PEXPIRE', KEYS[3], ARGV[3])
+redis.call('PEXPIRE', KEYS[2], lives)
+redis.call('PEXPIRE', KEYS[3], lives)
 return { present, found[1], found[2], found[3] or '', found[4] or '' }
 ";
 
 const WIPE: &str = r"
 if not fence(KEYS[1], ARGV[1]) then return redis.error_reply('FENCED the term was taken') end
-local incarnation = redis.call('HGET', KEYS[2], 'i')
+local found = redis.call('HMGET', KEYS[2], 'i', 'l')
+local incarnation = found[1]
 if not incarnation then return '' end
-redis.call('DEL', KEYS[3])
-redis.call('HDEL', KEYS[2], 'i', 'e', 'w', 's', 'u', 'b')
-redis.call('PEXPIRE', KEYS[2], ARGV[2])
+redis.call('HDEL', KEYS[2], 'i', 'e', 'w', 's', 'u')
+redis.call('HSET', KEYS[2], 'b', number(keep_pushes(KEYS[3])))
+if redis.call('XLEN', KEYS[3]) == 0 then redis.call('DEL', KEYS[3]) end
+local lives = life(ARGV[2], found[2])
+redis.call('PEXPIRE', KEYS[2], lives)
+redis.call('PEXPIRE', KEYS[3], lives)
 return incarnation
 ";
 
@@ -83,7 +87,7 @@ return { 'kept', appended, dropped }
 const STEP: &str = r"
 local session, mailbox = KEYS[2], KEYS[3]
 if not fence(KEYS[1], ARGV[1]) then return redis.error_reply('FENCED the term was taken') end
-local found = redis.call('HMGET', session, 'i', 'e', 's', 'u', 'b')
+local found = redis.call('HMGET', session, 'i', 'e', 's', 'u', 'b', 'l')
 if not found[1] or found[2] ~= ARGV[2] then return redis.error_reply('GONE the session is gone') end
 local age, received, most = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
 local up_to, bytes = tonumber(found[4] or '0'), tonumber(found[5] or '0')
@@ -128,16 +132,19 @@ local ids, used_ids, ended = {}, 0, more == 1
 for id in string.gmatch(ARGV[8], '%d+') do
   if not used[id] then ids[#ids + 1] = id end
 end
-local oldest = (now_ms() - age) * 1024
+local now = now_ms()
+local oldest = (now - age) * 1024
 while not ended do
   local page = redis.call('XRANGE', mailbox, '(' .. number(up_to) .. '-0', '+', 'COUNT', 8)
   if #page == 0 then ended = true end
   for _, entry in ipairs(page) do
     local n = string.match(entry[1], '^%d+')
-    if tonumber(n) < oldest and expired < 256 then
+    local expires = expiry(entry)
+    local over = expires and expires <= now or not expires and tonumber(n) < oldest
+    if over and expired < 256 then
       remove(entry)
       expired = expired + 1
-    elseif tonumber(n) < oldest or used_ids == #ids then
+    elseif over or used_ids == #ids then
       more, ended = 1, true
     elseif give(entry, n, ids[used_ids + 1], '0') then
       used_ids = used_ids + 1
@@ -151,8 +158,9 @@ while not ended do
 end
 redis.call('HSET', session, 's', table.concat(kept, ' '), 'u', number(up_to), 'b', number(bytes))
 if redis.call('XLEN', mailbox) == 0 then redis.call('DEL', mailbox) end
-redis.call('PEXPIRE', session, ARGV[3])
-redis.call('PEXPIRE', mailbox, ARGV[3])
+local lives = life(ARGV[3], found[6])
+redis.call('PEXPIRE', session, lives)
+redis.call('PEXPIRE', mailbox, lives)
 return { more, expired, out }
 ";
 

@@ -157,7 +157,7 @@ pub(super) async fn append(
 }
 
 /// Numbers with blanks between.
-fn list<T: std::fmt::Display>(numbers: &[T]) -> String {
+pub(super) fn list<T: std::fmt::Display>(numbers: &[T]) -> String {
     let mut text = String::with_capacity(numbers.len() * 17);
     for number in numbers {
         // Writing to a String does not fail.
@@ -179,7 +179,12 @@ pub(super) async fn step(
     script.key(keys.session(client)).key(keys.mailbox(client));
     script.arg(term.0).arg(epoch.0).arg(step.expiry_ms).arg(step.age_ms).arg(step.received);
     script.arg(step.max_bytes).arg(list(&step.acknowledged)).arg(list(&step.ids));
-    let [more, expired, out] = answers::fixed(server.run(Way::Write, &script).await?)?;
+    Ok(stepped(server.run(Way::Write, &script).await?)?)
+}
+
+/// What a step hands out.
+pub(super) fn stepped(answer: Value) -> Result<SteppedMail, StoreError> {
+    let [more, expired, out] = answers::fixed(answer)?;
     let mail = answers::array(out)?.into_iter().map(mail).collect::<Result<_, _>>()?;
     let expired = u32::try_from(answers::number(expired)?).unwrap_or(u32::MAX);
     Ok(SteppedMail { mail, more: answers::number(more)? == 1, expired })

@@ -69,7 +69,13 @@ fn definitions(tenant: &TenantName) -> Definitions {
     let (name, start) = ("g".to_owned(), GroupStart::Earliest);
     let options = GroupOptions::default();
     let group = Group { name: name.clone(), filters: vec![], start, options, active: true, created_at: 1 };
-    let settings = Tenant { partitions: 1, limits: Limits::default(), users_version: 0, created_at: 1 };
+    let settings = Tenant {
+        partitions: 1,
+        limits: Limits::default(),
+        isolation: Default::default(),
+        users_version: 0,
+        created_at: 1,
+    };
     let groups = [(name, Arc::new(group))].into();
     let tenant = TenantDefinition { name: tenant.clone(), tenant: settings, groups };
     Definitions { tenants: [(tenant.name.clone(), Arc::new(tenant))].into() }

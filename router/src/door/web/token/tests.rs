@@ -86,8 +86,13 @@ async fn only_our_own_living_tokens_open_anything() {
     let seams = Seams::seeded(|| NOW, 1);
     let registry: Arc<dyn Registry> = EmbeddedRegistry::open(None, seams.clone()).unwrap();
     let keys = KeyRing::new(Arc::clone(&registry), seams.clone());
-    let settings =
-        |created_at| Tenant { partitions: 1, limits: Limits::default(), users_version: 0, created_at };
+    let settings = |created_at| Tenant {
+        partitions: 1,
+        limits: Limits::default(),
+        isolation: Default::default(),
+        users_version: 0,
+        created_at,
+    };
     registry.create_tenant(&tenant(), &settings(NOW)).await.unwrap();
     let claims = claims(json!({"subscriber": "s", "subscription": "a%2Fb"})).unwrap();
     let token = sign(&keys, &claims).await.unwrap();
