@@ -53,6 +53,8 @@ async fn wrong_usage_is_told_all_at_once() {
     fails(gateway().flag("shards", "many"), 2, &["shards"]).await;
     fails(gateway(), 2, &["etcd"]).await;
     fails(router().flag("durability", "maybe"), 2, &["durability", "etcd", "redis"]).await;
+    let alone = Program::new("penstock", "penstock", &["admin", "mqtt", "grpc"]);
+    fails(alone.flag("durability", "replicated:1"), 2, &["replicated:1", "needs replicas"]).await;
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("gateway.toml");
     std::fs::write(&file, "no_such_key = 1\n").unwrap();

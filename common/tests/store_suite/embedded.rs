@@ -30,6 +30,15 @@ async fn a_directory_has_one_user_at_a_time() {
     EmbeddedStore::open(directory.path(), Durability::Memory).unwrap();
 }
 
+/// What one process can't have: replicas here, a second process above.
+#[tokio::test]
+async fn replicas_are_refused_by_name() {
+    let directory = tempfile::tempdir().unwrap();
+    let refused = EmbeddedStore::open(directory.path(), Durability::Replicated(1)).err().unwrap();
+    assert!(matches!(refused, OpenError::Alone(_)), "{refused}");
+    assert!(refused.to_string().contains("replicated:1") && refused.to_string().lines().count() == 1);
+}
+
 #[tokio::test]
 async fn a_directory_that_can_not_be_used_is_said_in_a_line() {
     let directory = tempfile::tempdir().unwrap();
