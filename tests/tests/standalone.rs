@@ -1,6 +1,8 @@
 //! `penstock` as a person tries it: mosquitto's clients on one side, `penstockctl` on the other, and a crash in between.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+#[path = "standalone/letter.rs"]
+mod letter;
 #[path = "standalone/mapper.rs"]
 mod mapper;
 

@@ -9,6 +9,9 @@ use std::{
     path::{Path, PathBuf},
 };
 
+#[path = "tidy/conformance.rs"]
+mod conformance;
+
 /// Lines of code of a file, its unit tests not counted.
 const FILE_LINES: usize = 400;
 /// Lines of code of a function.
