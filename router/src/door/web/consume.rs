@@ -21,7 +21,7 @@ use tokio::{
     io::{AsyncRead, AsyncWrite},
     time::{Instant, timeout},
 };
-use tracing::{debug, error};
+use tracing::{error, warn};
 
 use super::{
     Door,
@@ -41,6 +41,8 @@ use crate::{
 pub const CREDIT: u32 = 256;
 /// For all partitions to be joined before the request is answered.
 const JOIN: Duration = Duration::from_secs(10);
+/// Deletions of a group by others while it is joined.
+const JOIN_TRIES: usize = 3;
 /// Acks that are passed on together.
 const ACKS: usize = 512;
 
@@ -50,6 +52,8 @@ enum Over {
     Client(End),
     /// The client deletes its group.
     Unsubscribed,
+    /// It wanted to, and that failed.
+    Kept,
     /// The client says nonsense.
     Nonsense,
     /// Somebody has deleted the group.
@@ -67,6 +71,7 @@ impl Over {
         match self {
             Self::Client(end) => end.close(),
             Self::Unsubscribed => Some((1000, "unsubscribed")),
+            Self::Kept => Some((1013, "the subscription can't be deleted now: try again")),
             Self::Nonsense => Some((1007, "say an ackId that was given, or unsubscribe_subscriber")),
             Self::Deleted => Some((1008, "the subscription was deleted")),
             Self::Occupied => Some((1008, "another consumer has the subscription")),
@@ -82,7 +87,8 @@ pub struct Consuming {
     grant: Grant,
     group: Arc<Group>,
     partitions: Partitions,
-    joined: BTreeSet<u32>,
+    /// Partitions that are not joined.
+    missing: BTreeSet<u32>,
     hands: Hands,
     /// Came, and is beyond the credit.
     waiting: VecDeque<Batch>,
@@ -99,47 +105,71 @@ struct Outgoing {
 impl Consuming {
     /// Joins the group of a token on all partitions; makes the group if it is not there.
     pub async fn join(door: &Arc<Door>, grant: Grant) -> Result<Self, Refusal> {
+        for _ in 0..JOIN_TRIES {
+            let mut own = Self::begin(door, &grant).await?;
+            match timeout(JOIN, own.joined()).await {
+                Ok(Ok(true)) => return Ok(own),
+                // Deleted meanwhile: it is made anew.
+                Ok(Ok(false)) => {}
+                Ok(Err(refusal)) => return Err(refusal),
+                Err(_) => break,
+            }
+        }
+        Err(Refusal::unavailable("not all partitions answer: try again"))
+    }
+
+    async fn begin(door: &Arc<Door>, grant: &Grant) -> Result<Self, Refusal> {
         let ack_timeout_ms = u32::try_from(door.config.ack_timeout.as_millis()).unwrap_or(u32::MAX);
-        let group = subscription::ensure(&door.inside, &grant, ack_timeout_ms).await?;
-        let tenant = door.inside.tenant(&grant.tenant)?;
+        let group = subscription::ensure(&door.inside, grant, ack_timeout_ms).await?;
         let consumer = Consumer {
             tenant: grant.tenant.clone(),
-            partitions: tenant.tenant.partitions,
+            partitions: door.inside.tenant(&grant.tenant)?.tenant.partitions,
             group: group.name.clone(),
             mode: group.options.mode,
             consumer: door.inside.seams.number(),
             credit: CREDIT,
             ack_timeout_ms: group.options.ack_timeout_ms,
         };
-        let mut own = Self {
+        Ok(Self {
             partitions: Partitions::join(&door.inside, &consumer),
             door: Arc::clone(door),
-            grant,
+            grant: grant.clone(),
             group,
-            joined: BTreeSet::new(),
+            missing: (0..consumer.partitions).collect(),
             hands: Hands::new(CREDIT, consumer.ack_timeout_ms),
             waiting: VecDeque::new(),
             out: VecDeque::new(),
-        };
-        let all = consumer.partitions as usize;
-        let joining = async {
-            while own.joined.len() < all {
-                match own.partitions.next().await {
-                    Some(event) => own.event(event)?,
-                    None => break,
-                }
+        })
+    }
+
+    /// Waits until all partitions are joined; false: the group was deleted meanwhile.
+    async fn joined(&mut self) -> Result<bool, Refusal> {
+        let mut definitions = self.door.inside.registry.definitions();
+        while !self.missing.is_empty() {
+            tokio::select! {
+                event = self.partitions.next() => match event {
+                    Some(event) => self.event(event)?,
+                    None => return Ok(false),
+                },
+                changed = definitions.changed() => if changed.is_err() || !self.defined() {
+                    return Ok(false);
+                },
             }
-            Ok(())
-        };
-        match timeout(JOIN, joining).await {
-            Ok(joined) => joined.map(|()| own),
-            Err(_) => Err(Refusal::unavailable("not all partitions answer: try again")),
         }
+        Ok(true)
     }
 
     /// Serves the client until it goes, or has to.
     pub async fn run<S: AsyncRead + AsyncWrite + Unpin>(mut self, mut socket: Socket<S>) {
-        let over = self.serve(&mut socket).await;
+        let mut over = self.serve(&mut socket).await;
+        let door = Arc::clone(&self.door);
+        if matches!(over, Over::Unsubscribed)
+            // Before the answer: who connects again must not find what is about to go.
+            && let Err(status) = subscription::delete(&door.inside, &self.grant).await
+        {
+            warn!(tenant = %self.grant.tenant, group = self.group.name, %status, "a subscription can't be deleted");
+            over = Over::Kept;
+        }
         if let Some((code, reason)) = over.close() {
             let mut last = Vec::new();
             socket.close(code, reason, |text| last.extend(text.parse::<AckId>().ok())).await;
@@ -147,13 +177,8 @@ impl Consuming {
         }
         drop(socket);
         self.partitions.leave().await;
-        let inside = &self.door.inside;
-        if matches!(over, Over::Unsubscribed) {
-            if let Err(status) = subscription::delete(inside, &self.grant).await {
-                debug!(tenant = %self.grant.tenant, group = self.group.name, %status, "not unsubscribed");
-            }
-        } else if self.grant.claims.volatile {
-            subscription::left(inside, &self.grant).await;
+        if self.grant.claims.volatile && !matches!(over, Over::Unsubscribed | Over::Deleted) {
+            subscription::left(&door.inside, &self.grant).await;
         }
     }
 
@@ -199,8 +224,8 @@ impl Consuming {
 
     fn event(&mut self, event: Event) -> Result<(), Refusal> {
         match event {
-            Event::Joined(partition) => drop(self.joined.insert(partition)),
-            Event::Left(partition) => drop(self.joined.remove(&partition)),
+            Event::Joined(partition) => drop(self.missing.remove(&partition)),
+            Event::Left(partition) => drop(self.missing.insert(partition)),
             Event::Batch(batch) => self.waiting.push_back(batch),
             Event::Occupied(status) => return Err(Refusal::occupied(status.message())),
         }

@@ -44,6 +44,14 @@ pub async fn ensure(inside: &Inside, grant: &Grant, ack_timeout_ms: u32) -> Resu
     match groups::create(inside, &grant.tenant, wanted).await {
         Ok(_) => {}
         Err(status) if status.code() == Code::AlreadyExists => switch(inside, grant, &name, mode).await?,
+        // Consumers of a group that is there come back also while the registry is away.
+        Err(status) if status.code() == Code::Unavailable => {
+            let present = inside.tenant(&grant.tenant)?.groups.get(&name).cloned();
+            let fits = |group: &Arc<Group>| {
+                group.active && group.options.mode == mode && group.filters == [grant.topic.as_str()]
+            };
+            return present.filter(fits).ok_or_else(|| status.into());
+        }
         Err(status) => return Err(status.into()),
     }
     groups::await_active(inside, &grant.tenant, &name).await.map_err(Refusal::from)
