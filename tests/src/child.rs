@@ -43,6 +43,17 @@ impl Child {
         Self { name: name.to_owned(), process, lines }
     }
 
+    /// Memory of it that is resident, bytes; 0 when it has ended.
+    pub fn resident_bytes(&self) -> u64 {
+        let status =
+            self.process.id().and_then(|id| std::fs::read_to_string(format!("/proc/{id}/status")).ok());
+        let line =
+            status.iter().flat_map(|status| status.lines()).find_map(|line| line.strip_prefix("VmRSS:"));
+        let kib =
+            line.and_then(|line| line.trim().strip_suffix(" kB")).and_then(|kib| kib.parse::<u64>().ok());
+        kib.unwrap_or(0) * 1_024
+    }
+
     /// Everything that it has printed.
     pub fn lines(&self) -> Vec<String> {
         self.lines.lock().expect("not poisoned").clone()

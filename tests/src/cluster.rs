@@ -115,6 +115,13 @@ impl<S: Backend> Cluster<S> {
         self.gateways.push(gateway);
     }
 
+    /// A gateway of the test's own, started and linked.
+    pub async fn add(&mut self, mut gateway: Program) {
+        gateway.start().await;
+        self.gateways.push(gateway);
+        self.linked().await;
+    }
+
     /// Routers' gRPC doors.
     pub fn servers(&self) -> Vec<String> {
         self.routers.iter().map(|router| format!("http://{}", router.address("grpc"))).collect()

@@ -106,6 +106,14 @@ impl Device {
         Ok(())
     }
 
+    /// PUBLISH with QoS 1; the PUBACK is among what comes next.
+    pub async fn send(&mut self, topic: &str, payload: &str) -> Result<(), WireError> {
+        let mut publish = Publish::new(topic, QoS::AtLeastOnce, payload);
+        publish.pkid = self.id();
+        publish.write(&mut self.wire.out).expect("encodes");
+        self.wire.flush().await
+    }
+
     /// The next message, acknowledged.
     pub async fn message(&mut self) -> Publish {
         let publish = self.unacknowledged().await;

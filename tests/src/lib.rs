@@ -11,6 +11,7 @@ pub mod cluster;
 pub mod command;
 pub mod device;
 pub mod etcd;
+pub mod hostile;
 pub mod load;
 pub mod paho;
 pub mod platform;

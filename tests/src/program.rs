@@ -116,6 +116,11 @@ impl Program {
         self.child.as_mut().unwrap_or_else(|| panic!("{} is not started", self.name))
     }
 
+    /// Memory of its process that is resident, bytes; 0 when it does not run.
+    pub fn resident_bytes(&self) -> u64 {
+        self.child.as_ref().map_or(0, Child::resident_bytes)
+    }
+
     /// SIGKILL.
     pub async fn kill(&mut self) {
         self.child().kill().await;
