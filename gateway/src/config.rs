@@ -94,7 +94,7 @@ impl Default for GatewayLimits {
             handshakes: 8_192,
             half_bytes: 64 << 20,
             filters_per_packet: 64,
-            control_rate: 1_000,
+            control_rate: 100,
             socket_bytes: 256 << 10,
             admissions: 8_192,
             subscriptions: 1_000,

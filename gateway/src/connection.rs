@@ -80,6 +80,15 @@ fn poll(shard: &ShardCell, key: ConnectionKey, stream: &TcpStream, context: &mut
     Poll::Pending
 }
 
+/// What has to wait. A copy, so that nothing pins the shared buffer; but for much that is its own already: a client that is
+/// read a little at a time would have it copied each time.
+fn keep(input: Bytes) -> BytesMut {
+    if input.len() < READ_BYTES / 8 {
+        return BytesMut::from(&input[..]);
+    }
+    input.try_into_mut().unwrap_or_else(|shared| BytesMut::from(&shared[..]))
+}
+
 async fn linger(stream: &TcpStream) -> io::Result<()> {
     // The write side ends when the last handle is dropped; until then the client may still be writing.
     socket_shutdown(stream)?;
@@ -179,8 +188,7 @@ impl Shard {
         }
         let Some(connection) = self.connections.get_mut(key) else { return };
         if !input.is_empty() {
-            // A copy, so that nothing pins the shared buffer.
-            connection.rest = BytesMut::from(&input[..]);
+            connection.rest = keep(input);
         }
         self.touch(key);
     }

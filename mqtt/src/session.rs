@@ -54,8 +54,8 @@ pub struct SessionLimits {
     pub outbound_bytes: u32,
     /// Most publishes received and not yet settled; at it PUBLISH is left unread.
     pub unsettled: u16,
-    /// Packets a second that store nothing: PINGREQ, SUBSCRIBE and UNSUBSCRIBE (each filter counts five), PUBACK for nothing;
-    /// ten seconds' worth at once. Beyond, the client is read later.
+    /// Packets a second that store nothing: PINGREQ, SUBSCRIBE and UNSUBSCRIBE (each filter counts two), PUBACK for nothing;
+    /// 30 seconds' worth at once. Beyond, the client is read later.
     pub control_rate: u16,
     /// Time for a complete CONNECT.
     pub connect_timeout: Millis,
@@ -74,7 +74,7 @@ impl Default for SessionLimits {
             inflight_out: 64,
             outbound_bytes: 1_048_576,
             unsettled: 1_024,
-            control_rate: 1_000,
+            control_rate: 100,
             connect_timeout: 10_000,
             persistent: false,
         }

@@ -10,11 +10,11 @@ use clap::Parser;
 use penstock_tests::{
     cluster::Cluster,
     hostile::{Attack, Kind, Waits},
-    wait::eventually,
+    wait::lasting,
 };
 
-/// For all attackers to be where they do their harm.
-const UNDER_WAY: Duration = Duration::from_secs(120);
+/// For the attackers to be where they do their harm; those who are not by then are held up by each other.
+const UNDER_WAY: Duration = Duration::from_secs(10);
 
 /// What hostile clients cost.
 #[derive(Debug, Parser)]
@@ -55,13 +55,11 @@ async fn run(arguments: &Arguments) {
         let gateway = &cluster.gateways[0];
         let (before, kernel) = (gateway.resident_bytes(), socket_bytes());
         let attack = Attack::start(kind, arguments.clients, &target, &hostile);
-        let attack = &attack;
-        let all = arguments.clients as u64;
-        eventually(kind.name(), UNDER_WAY, || async move { (attack.turns() >= all).then_some(()) }).await;
+        lasting(UNDER_WAY).await;
         let meanwhile = Waits::measure(&target, &peaceful, time).await;
         println!(
             "| {} | +{} MiB | +{} MiB | {}, {} | {}, {} | {} | {} |",
-            kind.name(),
+            format_args!("{} ({} times)", kind.name(), attack.turns()),
             gateway.resident_bytes().saturating_sub(before) >> 20,
             socket_bytes().saturating_sub(kernel) >> 20,
             shown(&meanwhile.puback, 50),

@@ -20,8 +20,9 @@ impl Shard {
         let Some(connection) = self.connections.get_mut(key) else { return };
         let held = connection.rest.capacity() + connection.transport.kept_bytes();
         // Before CONNECT there is another deadline. What has to wait for us is not half of anything.
-        let bytes = if connection.session.wants_read() { held } else { 0 };
-        let begun = bytes > 0 && !connection.opening;
+        let (waited_for, paced) = (connection.session.wants_read(), connection.session.is_paced());
+        let bytes = if waited_for || paced { held } else { 0 };
+        let begun = waited_for && bytes > 0 && !connection.opening;
         connection.half_until = if begun { connection.half_until.min(until) } else { Millis::MAX };
         let before = std::mem::replace(&mut connection.half_bytes, bytes);
         self.count_half(before, bytes);
@@ -46,7 +47,10 @@ impl Shard {
         let mut halves: Vec<(Millis, ConnectionKey)> = Vec::new();
         for key in self.connections.keys() {
             let Some(connection) = self.connections.get(key).filter(|it| it.half_bytes > 0) else { continue };
-            let began = if connection.opening {
+            // Who floods is the first to go.
+            let began = if connection.session.is_paced() {
+                0
+            } else if connection.opening {
                 connection.session.deadline().map_or(self.now, |until| until.saturating_sub(connect_ms))
             } else {
                 connection.half_until.saturating_sub(packet_ms)

@@ -69,9 +69,9 @@ pub const LIMITS: &[Setting] = &[
         "control-rate",
         "mqtt.control_rate",
         "N",
-        "PINGREQ, SUBSCRIBE and UNSUBSCRIBE (5 a filter) of a connection a second, 10 s of it at once; beyond, it is read later",
+        "PINGREQ, SUBSCRIBE and UNSUBSCRIBE (2 more a filter) of a connection a second, 30 s of it at once; beyond, it is read later",
     )
-    .or("1000"),
+    .or("100"),
     Setting::new(
         "max-inflight-in",
         "mqtt.max_inflight_in",

@@ -120,6 +120,8 @@ impl Client {
 
     pub async fn say_connect(&mut self, client: &str, user: &str, password: &str) {
         let mut connect = Connect::new(client);
+        // A busy machine is no reason to lose it.
+        connect.keep_alive = 600;
         connect.login = Some(Login::new(user, password));
         self.output.write(|out| connect.write(out)).await;
     }

@@ -175,7 +175,7 @@ async fn a_flood_of_pings_is_answered_at_a_pace_and_nobody_else_notices() {
     let mut quiet = Client::connect(setup.address, "quiet").await;
     let mut flood = Client::connect(setup.address, "flood").await;
     flood.output.say(&[0xc0, 0].repeat(20_000)).await;
-    for _ in 0..200 {
+    for _ in 0..600 {
         assert!(matches!(flood.read().await, Some(Packet::PingResp)));
     }
     for n in 1..=50 {
@@ -220,16 +220,15 @@ async fn subscribe_churn_has_a_pace_too() {
     config.limits.control_rate = 20;
     let setup = Setup::with(config, &[&router]).await;
     let mut client = Client::connect(setup.address, "churn").await;
-    let mut count = 0;
-    let churn = timeout(Duration::from_millis(1_500), async {
-        loop {
+    let began = Instant::now();
+    let churn = async {
+        for _ in 0..110 {
             client.subscribe(1, &[("a", QoS::AtMostOnce)]).await;
             client.expect_suback().await;
             client.unsubscribe(2, "a").await;
             client.read().await.unwrap();
-            count += 1;
         }
-    });
-    assert!(churn.await.is_err());
-    assert!((15..=21).contains(&count), "{count}: 200 in store, 20 a second, 12 each time");
+    };
+    churn.await;
+    assert!(began.elapsed() > Duration::from_millis(2_500), "660 counted, 600 in store, 20 a second");
 }

@@ -1,12 +1,12 @@
 //! How often a client may say what costs work and stores nothing: PINGREQ, SUBSCRIBE, UNSUBSCRIBE, a PUBACK for nothing. A
-//! bucket of ten seconds' worth; when it is empty the next such packet is left unread until its time comes.
+//! bucket of 30 seconds' worth; when it is empty the next such packet is left unread until its time comes.
 
 use super::{Millis, Session, State, receive::Waits};
 
 /// The bucket holds this many seconds' worth.
-const SECONDS: u32 = 10;
+const SECONDS: u32 = 30;
 /// What a filter costs: others are told of it.
-const FILTER: u32 = 5;
+const FILTER: u32 = 2;
 /// A client that is paced is looked at this often at most.
 const STEP: Millis = 100;
 
@@ -41,11 +41,16 @@ impl Pace {
 }
 
 impl Session {
+    /// Whether the client was too quick and is not read for that.
+    pub fn is_paced(&self) -> bool {
+        self.state == State::Open
+            && self.waits == Some(Waits::Pace)
+            && self.pace.is_empty(self.limits.control_rate)
+    }
+
     /// When a client that was too quick is heard again.
     pub(super) fn pace_deadline(&self) -> Option<Millis> {
-        let waits = self.state == State::Open
-            && self.waits == Some(Waits::Pace)
-            && self.pace.is_empty(self.limits.control_rate);
-        waits.then(|| self.pace.filled + STEP.max(1_000u64.div_ceil(self.limits.control_rate.max(1).into())))
+        let rate = Millis::from(self.limits.control_rate.max(1));
+        self.is_paced().then(|| self.pace.filled + STEP.max(1_000_u64.div_ceil(rate)))
     }
 }

@@ -10,9 +10,9 @@ use crate::support::{PING, events, open, open_with, puback, publish, subscribe, 
 fn a_flood_of_what_stores_nothing_is_read_at_a_pace_and_no_reason_to_close() {
     let limits = SessionLimits { control_rate: 10, ..Default::default() };
     let mut session = open_with(limits, |connect| connect.keep_alive = 2, 0);
-    let flood = Bytes::from([PING.repeat(98).as_slice(), &puback(9), &puback(9), &PING.repeat(50)].concat());
+    let flood = Bytes::from([PING.repeat(298).as_slice(), &puback(9), &puback(9), &PING.repeat(50)].concat());
     let mut used = session.receive(&flood, 0);
-    assert_eq!(used, 98 * 2 + 8, "ten seconds' worth at once");
+    assert_eq!(used, 298 * 2 + 8, "30 seconds' worth at once");
     assert!(!session.wants_read() && session.needs(&flood[used..]).is_none());
     written(&mut session);
     let mut now = 0;
@@ -33,7 +33,7 @@ fn a_flood_of_what_stores_nothing_is_read_at_a_pace_and_no_reason_to_close() {
 #[test]
 fn a_pace_does_not_hold_up_publishes() {
     let mut session = open_with(SessionLimits { control_rate: 1, ..Default::default() }, |_| {}, 0);
-    let bytes = Bytes::from([&PING.repeat(10)[..], &publish(0), &publish(1), &PING].concat());
+    let bytes = Bytes::from([&PING.repeat(30)[..], &publish(0), &publish(1), &PING].concat());
     assert_eq!(session.receive(&bytes, 0), bytes.len() - 2);
     assert_eq!(events(&mut session).len(), 2);
 }
