@@ -63,6 +63,24 @@ struct Wire {
     requests: Option<mpsc::Sender<ConsumeRequest>>,
     responses: Streaming<ConsumeResponse>,
     connection: u64,
+    /// As the server knows it.
+    credit: u32,
+}
+
+impl Wire {
+    /// What is to be told to the server, None when nothing is.
+    fn request(&mut self, shared: &Shared) -> Option<ConsumeRequest> {
+        let credit = shared.credit.load(Ordering::Acquire);
+        if credit != self.credit {
+            self.credit = credit;
+            return Some(ConsumeRequest { kind: Some(consume_request::Kind::Credit(credit)) });
+        }
+        shared.with_acks(|acks| acks.take())
+    }
+
+    fn has_request(&self, shared: &Shared) -> bool {
+        shared.credit.load(Ordering::Acquire) != self.credit || shared.with_acks(|acks| !acks.is_empty())
+    }
 }
 
 impl Driver {
@@ -122,7 +140,8 @@ impl Driver {
 
     async fn open(&self, number: usize) -> Result<Wire, Status> {
         let (requests, receiver) = mpsc::channel(REQUESTS);
-        let begin = consume_request::Kind::Begin(self.begin.clone());
+        let credit = self.shared.credit.load(Ordering::Acquire);
+        let begin = consume_request::Kind::Begin(Begin { credit, ..self.begin.clone() });
         requests.try_send(ConsumeRequest { kind: Some(begin) }).map_err(|_| Status::internal("no room"))?;
         let mut messaging = self.client.messaging(number)?;
         let call = messaging.consume(ReceiverStream::new(receiver));
@@ -130,7 +149,7 @@ impl Driver {
             .await
             .map_err(|_| Status::deadline_exceeded(format!("no answer within {OPEN_TIMEOUT:?}")))??;
         let connection = self.shared.connection.fetch_add(1, Ordering::AcqRel) + 1;
-        Ok(Wire { requests: Some(requests), responses: response.into_inner(), connection })
+        Ok(Wire { requests: Some(requests), responses: response.into_inner(), connection, credit })
     }
 
     async fn connection(&mut self, number: usize) -> End {
@@ -164,12 +183,12 @@ impl Driver {
         let Some(requests) = wire.requests.clone() else { return End::Closed };
         let mut waiting: Option<Handed> = None;
         loop {
-            let acks = shared.with_acks(|acks| !acks.is_empty());
+            let something = wire.has_request(&shared);
             tokio::select! {
                 biased;
                 () = shared.closing.cancelled() => return End::Closed,
-                permit = requests.reserve(), if acks => match permit {
-                    Ok(permit) => if let Some(request) = shared.with_acks(|acks| acks.take()) { permit.send(request) },
+                permit = requests.reserve(), if something => match permit {
+                    Ok(permit) => if let Some(request) = wire.request(&shared) { permit.send(request) },
                     Err(_) => return End::Broken("the connection was closed".into()),
                 },
                 () = shared.wake.notified() => {}

@@ -4,7 +4,7 @@ use std::{
     collections::VecDeque,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicU32, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -30,7 +30,6 @@ const CREDIT: u32 = 1_000;
 const CREDIT_MAX: u32 = 100_000;
 
 /// What the stream and its handles share.
-#[derive(Default)]
 pub(crate) struct Shared {
     acks: Mutex<AckBuffer>,
     /// Acknowledgements wait.
@@ -38,9 +37,21 @@ pub(crate) struct Shared {
     pub(crate) closing: CancellationToken,
     /// Number of the present connection: what an earlier one handed out and nobody took yet comes again, in order.
     pub(crate) connection: AtomicU64,
+    /// Records that may be in the consumer's hands.
+    pub(crate) credit: AtomicU32,
 }
 
 impl Shared {
+    fn new(credit: u32) -> Self {
+        Self {
+            acks: Mutex::default(),
+            wake: Notify::new(),
+            closing: CancellationToken::new(),
+            connection: AtomicU64::new(0),
+            credit: AtomicU32::new(credit),
+        }
+    }
+
     pub(crate) fn with_acks<T>(&self, act: impl FnOnce(&mut AckBuffer) -> T) -> T {
         act(&mut self.acks.lock().unwrap_or_else(PoisonError::into_inner))
     }
@@ -93,7 +104,7 @@ impl ConsumerBuilder {
     pub fn start(self) -> Consumer {
         // A batch holds at least one record, so what credit allows always has room.
         let (out, handed) = mpsc::channel(self.begin.credit as usize);
-        let shared = Arc::new(Shared::default());
+        let shared = Arc::new(Shared::new(self.begin.credit));
         let (joined, state) = watch::channel(false);
         let driver =
             Driver::new(self.client, self.begin, self.give_up_after, Arc::clone(&shared), out, joined);
@@ -192,6 +203,13 @@ impl Consumer {
     /// Whether the group is joined on all partitions, as it changes: for readiness. False while no server answers.
     pub fn connected(&self) -> watch::Receiver<bool> {
         self.state.clone()
+    }
+
+    /// A new bound for records in the consumer's hands, 1 to 100,000, kept over reconnects: lower it to be handed less while
+    /// the work is slow. What is in hand already stays.
+    pub fn set_credit(&self, records: u32) {
+        self.shared.credit.store(records.clamp(1, CREDIT_MAX), Ordering::Release);
+        self.shared.wake.notify_one();
     }
 
     /// Acknowledges a message: it is done for the group. Sent with others at the end of the turn; any order.

@@ -4,29 +4,8 @@
 //! It reconnects by itself, with backoff and jitter, to the next of the servers it was given. Nothing is acknowledged
 //! that the caller has not acknowledged: what was in flight when a router died is handed out again (at least once), in
 //! order. It keeps no state on disk and does not speak MQTT.
-//!
-//! ```no_run
-//! use std::time::Duration;
-//! use penstock_client::{Client, GroupSpec, Start};
-//!
-//! #[tokio::main]
-//! async fn main() -> Result<(), Box<dyn std::error::Error>> {
-//!     let password = std::fs::read_to_string("app.password")?;
-//!     let client = Client::builder()
-//!         .server("http://127.0.0.1:7070")
-//!         .credentials("demo/app", password.trim_end())
-//!         .connect_lazy()?;
-//!     client.create_group(&GroupSpec::new("orders").filter("orders/#").start(Start::Earliest)).await?;
-//!     let mut consumer = client.consumer("orders").credit(500).ack_timeout(Duration::from_secs(30)).start();
-//!     for _ in 0..10 {
-//!         let message = consumer.next().await?;
-//!         println!("{} {}: {} bytes", message.client_id, message.topic, message.payload.len());
-//!         consumer.ack(&message);
-//!     }
-//!     consumer.close().await?; // sends the acknowledgements that are left
-//!     Ok(())
-//! }
-//! ```
+#![doc = ""]
+#![doc = include_str!("../README.md")]
 
 mod acks;
 mod admin;

@@ -229,6 +229,40 @@ async fn after_a_break_the_rest_of_the_old_connection_is_not_handed_out() {
 }
 
 #[tokio::test]
+async fn what_is_acknowledged_while_no_server_answers_reaches_the_next_connection() {
+    let router = Router::start(None).await;
+    let mut consumer = router.client().consumer("g").start();
+    let mut connected = consumer.connected();
+    let (_, held) = router.consumer().await;
+    held.respond(joined()).await;
+    held.respond(batch(1, &[0, 1])).await;
+    let messages = [consumer.next().await.unwrap(), consumer.next().await.unwrap()];
+    timeout(SOON, connected.wait_for(|connected| *connected)).await.unwrap().unwrap();
+    drop(held);
+    timeout(SOON, connected.wait_for(|connected| !*connected)).await.unwrap().unwrap();
+    messages.iter().for_each(|message| consumer.ack(message));
+    let (_, mut held) = router.consumer().await;
+    match held.request().await.and_then(|request| request.kind) {
+        Some(consume_request::Kind::Acks(acks)) => assert_eq!(acks.ranges[0].count, 2),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn a_changed_credit_is_told_and_kept_over_a_break() {
+    let router = Router::start(None).await;
+    let consumer = router.client().consumer("g").credit(10).start();
+    let (begin, mut held) = router.consumer().await;
+    assert_eq!(begin.credit, 10);
+    held.respond(joined()).await;
+    consumer.set_credit(3);
+    assert_eq!(held.request().await.and_then(|request| request.kind), Some(consume_request::Kind::Credit(3)));
+    drop(held);
+    let (begin, _held) = router.consumer().await;
+    assert_eq!(begin.credit, 3);
+}
+
+#[tokio::test]
 async fn batches_are_acknowledged_whole() {
     let router = Router::start(None).await;
     let mut consumer = router.client().consumer("g").start();
