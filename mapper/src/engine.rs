@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     job::{self, Ground, Outcome},
-    lanes::{Lanes, Offered},
+    queues::{Offered, Queues},
     retry::Retry,
 };
 
@@ -48,14 +48,14 @@ pub struct Engine {
     consumer: Consumer,
     ground: Arc<Ground>,
     config: EngineConfig,
-    lanes: Lanes,
+    queues: Queues,
     jobs: JoinSet<Vec<Outcome>>,
 }
 
 impl Engine {
     /// Nothing runs before [`Engine::run`].
     pub fn new(consumer: Consumer, ground: Arc<Ground>, config: EngineConfig) -> Self {
-        Self { consumer, ground, config, lanes: Lanes::default(), jobs: JoinSet::new() }
+        Self { consumer, ground, config, queues: Queues::default(), jobs: JoinSet::new() }
     }
 
     /// Until the drain begins and is over, or something can't go on.
@@ -68,7 +68,7 @@ impl Engine {
                 () = drain.cancelled() => break,
                 Some(outcomes) = self.jobs.join_next() => self.settle(outcomes?),
                 message = self.consumer.next() => self.take(message?)?,
-                _ = tidy.tick() => self.lanes.tidy(Instant::now()),
+                _ = tidy.tick() => self.queues.tidy(Instant::now()),
             }
             self.start_jobs();
         }
@@ -86,7 +86,7 @@ impl Engine {
 
     fn offer(&mut self, message: Message) {
         let position = message.position;
-        match self.lanes.offer(message, Instant::now()) {
+        match self.queues.offer(message, Instant::now()) {
             Offered::Taken => drop(self.ground.metrics.held.inc()),
             Offered::Held => self.ground.metrics.message("repeated"),
             Offered::Early(delay) => self.give_back(position, delay),
@@ -99,10 +99,10 @@ impl Engine {
     }
 
     fn start_jobs(&mut self) {
-        while self.jobs.len() < self.config.concurrency && self.lanes.ready() > 0 {
+        while self.jobs.len() < self.config.concurrency && self.queues.ready() > 0 {
             // What is ready is spread over the jobs that can be had.
             let free = self.config.concurrency - self.jobs.len();
-            let shares = self.lanes.take(self.lanes.ready().div_ceil(free), self.config.messages);
+            let shares = self.queues.take(self.queues.ready().div_ceil(free), self.config.messages);
             self.jobs.spawn(job::run(Arc::clone(&self.ground), shares));
         }
     }
@@ -110,12 +110,12 @@ impl Engine {
     fn settle(&mut self, outcomes: Vec<Outcome>) {
         for outcome in outcomes {
             let Some(first) = outcome.returned.first().copied() else {
-                self.lanes.done(&outcome.client);
+                self.queues.done(&outcome.client);
                 self.let_go(outcome.messages);
                 continue;
             };
             let delay = self.config.retry.delay(outcome.deliveries);
-            let waiting = self.lanes.given_back(&outcome.client, first, Instant::now() + delay);
+            let waiting = self.queues.given_back(&outcome.client, first, Instant::now() + delay);
             self.let_go(outcome.messages + waiting.len());
             for position in outcome.returned.into_iter().chain(waiting) {
                 self.give_back(position, delay);

@@ -19,9 +19,9 @@ use crate::{
     api::{Api, ApiError, Verdict},
     dead_letters::DeadLetters,
     identity::Identity,
-    lanes::Share,
     metrics::Metrics,
     outgoing::{Kind, Outgoing},
+    queues::Share,
     routes::{self, Route, Unmappable},
 };
 

@@ -1,7 +1,7 @@
 //! `penstock-mapper`: a microservice that is a product. It consumes a group, maps each message with a jq program, sends what
 //! comes out to a REST API, and acknowledges. It keeps nothing but a cache of devices and the dead letters.
 //!
-//! The way of a message: group → [`engine`] → [`lanes`] → [`job`]: [`routes`] ([`input`], [`jq`], [`outgoing`]) → [`identity`] →
+//! The way of a message: group → [`engine`] → [`queues`] → [`job`]: [`routes`] ([`input`], [`jq`], [`outgoing`]) → [`identity`] →
 //! [`api`] → acknowledged, given back, or kept in [`dead_letters`].
 
 mod api;
@@ -15,10 +15,10 @@ mod identity;
 mod input;
 mod job;
 mod jq;
-mod lanes;
 mod metrics;
 mod outgoing;
 mod program;
+mod queues;
 mod retry;
 mod routes;
 mod sample;

@@ -20,6 +20,8 @@ use axum::{
 use serde_json::{Value, json};
 use tokio::{net::TcpListener, task::JoinHandle};
 
+use crate::wait::lasting;
+
 /// Who may call: `t0123/mapper` with password `api-password`.
 const AUTHORIZATION: &str = "Basic dDAxMjMvbWFwcGVyOmFwaS1wYXNzd29yZA==";
 /// User and password of the same.
@@ -147,9 +149,7 @@ async fn behave(State(held): State<Shared>, request: Request, next: Next) -> Res
         Mode::Status(status) => no(StatusCode::from_u16(status).expect("a status"), "as told"),
         Mode::Silent => std::future::pending().await,
     };
-    if !delay.is_zero() {
-        tokio::time::sleep(delay).await;
-    }
+    lasting(delay).await;
     if !response.status().is_success() {
         locked(&held).errors += 1;
     }
