@@ -106,6 +106,48 @@ impl fmt::Display for Mode {
     }
 }
 
+/// What happens when a group is behind by more than the tenant's backlog limit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum BacklogPolicy {
+    /// Publishes of devices are refused.
+    #[default]
+    Block,
+    /// The oldest messages are dropped.
+    DropOldest,
+    /// The group holds nothing back until it is consumed again.
+    Detach,
+}
+
+impl BacklogPolicy {
+    fn to_wire(self) -> wire::BacklogPolicy {
+        match self {
+            Self::Block => wire::BacklogPolicy::Block,
+            Self::DropOldest => wire::BacklogPolicy::DropOldest,
+            Self::Detach => wire::BacklogPolicy::Detach,
+        }
+    }
+}
+
+impl From<wire::BacklogPolicy> for BacklogPolicy {
+    fn from(policy: wire::BacklogPolicy) -> Self {
+        match policy {
+            wire::BacklogPolicy::Block => Self::Block,
+            wire::BacklogPolicy::DropOldest => Self::DropOldest,
+            wire::BacklogPolicy::Detach => Self::Detach,
+        }
+    }
+}
+
+impl fmt::Display for BacklogPolicy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Block => "block",
+            Self::DropOldest => "drop_oldest",
+            Self::Detach => "detach",
+        })
+    }
+}
+
 /// What a group is to be.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct GroupSpec {
@@ -115,6 +157,8 @@ pub struct GroupSpec {
     mode: Mode,
     unordered: bool,
     ack_timeout: Option<Duration>,
+    max_deliveries: u32,
+    backlog: BacklogPolicy,
 }
 
 /// What is to become different about a group; what is not said stays as it is.
@@ -122,9 +166,23 @@ pub struct GroupSpec {
 pub struct GroupChange {
     unordered: Option<bool>,
     ack_timeout: Option<Duration>,
+    max_deliveries: Option<u32>,
+    backlog: Option<BacklogPolicy>,
 }
 
 impl GroupChange {
+    /// See [`GroupSpec::max_deliveries`].
+    pub fn max_deliveries(mut self, times: u32) -> Self {
+        self.max_deliveries = Some(times);
+        self
+    }
+
+    /// See [`GroupSpec::backlog`].
+    pub fn backlog(mut self, policy: BacklogPolicy) -> Self {
+        self.backlog = Some(policy);
+        self
+    }
+
     /// See [`GroupSpec::unordered`].
     pub fn unordered(mut self, unordered: bool) -> Self {
         self.unordered = Some(unordered);
@@ -152,6 +210,8 @@ impl GroupSpec {
             mode: Mode::Shared,
             unordered: false,
             ack_timeout: None,
+            max_deliveries: 0,
+            backlog: BacklogPolicy::Block,
         }
     }
 
@@ -185,6 +245,19 @@ impl GroupSpec {
         self
     }
 
+    /// A message that was handed out so often and comes back becomes a dead letter; 0, as at first: it is handed out for
+    /// ever.
+    pub fn max_deliveries(mut self, times: u32) -> Self {
+        self.max_deliveries = times;
+        self
+    }
+
+    /// What happens when the group is too far behind.
+    pub fn backlog(mut self, policy: BacklogPolicy) -> Self {
+        self.backlog = policy;
+        self
+    }
+
     /// After this time an unacknowledged message is handed out again, unless its consumer says otherwise; one minute
     /// unless told otherwise, at least 100 ms.
     pub fn ack_timeout(mut self, timeout: Duration) -> Self {
@@ -210,12 +283,18 @@ pub struct Group {
     pub unordered: bool,
     /// After this time an unacknowledged message is handed out again.
     pub ack_timeout: Duration,
+    /// A message that was handed out so often and comes back becomes a dead letter; 0: never.
+    pub max_deliveries: u32,
+    /// What happens when it is too far behind.
+    pub backlog: BacklogPolicy,
 }
 
 impl Group {
     fn from_wire(group: wire::Group) -> Self {
         Self {
             mode: group.mode().into(),
+            backlog: group.backlog().into(),
+            max_deliveries: group.max_deliveries,
             name: group.name,
             filters: group.filters,
             start: Start::from_wire(group.start),
@@ -239,6 +318,22 @@ pub struct PartitionStatus {
     pub oldest: Duration,
     /// Consumers connected.
     pub consumers: u32,
+    /// Records stored since the group was created or last sought: filtered, acked, dead, dropped or lagging, each.
+    pub appended: u64,
+    /// Matched by no filter.
+    pub filtered: u64,
+    /// Acknowledged.
+    pub acked: u64,
+    /// Became dead letters.
+    pub dead: u64,
+    /// Removed before the group was done with them.
+    pub dropped: u64,
+    /// The group holds nothing back until it is consumed again.
+    pub detached: bool,
+    /// Dead letters that are kept.
+    pub dead_letters: u64,
+    /// Dead letters that were dropped because there were too many.
+    pub dead_letters_dropped: u64,
 }
 
 /// How far a group is.
@@ -254,6 +349,11 @@ impl GroupStatus {
     /// Records not yet done, over all partitions.
     pub fn lag(&self) -> u64 {
         self.partitions.iter().map(|partition| partition.lag).sum()
+    }
+
+    /// The sum of something over all partitions.
+    pub fn sum(&self, of: impl Fn(&PartitionStatus) -> u64) -> u64 {
+        self.partitions.iter().map(of).sum()
     }
 
     /// Age of the oldest record that is not done, over all partitions.
@@ -274,6 +374,8 @@ impl Client {
             mode: spec.mode.to_wire().into(),
             unordered: spec.unordered,
             ack_timeout_ms: spec.ack_timeout.map_or(0, millis),
+            max_deliveries: spec.max_deliveries,
+            backlog: spec.backlog.to_wire().into(),
         };
         let request = wire::CreateGroupRequest { group: Some(group) };
         let answer = self.ask(|client, number| {
@@ -305,6 +407,14 @@ impl Client {
             open: partition.open_records,
             oldest: Duration::from_millis(partition.oldest_ms),
             consumers: partition.consumers,
+            appended: partition.appended_records,
+            filtered: partition.filtered_records,
+            acked: partition.acked_records,
+            dead: partition.dead_records,
+            dropped: partition.dropped_records,
+            detached: partition.detached,
+            dead_letters: partition.dead_letters,
+            dead_letters_dropped: partition.dead_letters_dropped,
         });
         Ok(GroupStatus { group: Group::from_wire(group), partitions: partitions.collect() })
     }
@@ -316,10 +426,22 @@ impl Client {
                 name: name.to_owned(),
                 unordered: change.unordered,
                 ack_timeout_ms: change.ack_timeout.map(millis),
+                max_deliveries: change.max_deliveries,
+                backlog: change.backlog.map(|policy| policy.to_wire().into()),
             };
             async move { client.messaging(number)?.set_group(request).await }
         });
         answer.await.map(Group::from_wire)
+    }
+
+    /// Has a group go on from another place, for all its consumers: earlier messages come again, or later ones are passed.
+    /// After an error some partitions may be there already: repeat it.
+    pub async fn seek_group(&self, name: &str, to: Start) -> Result<(), CallError> {
+        let answer = self.ask(|client, number| {
+            let request = wire::SeekGroupRequest { name: name.to_owned(), to: Some(to.to_wire()) };
+            async move { client.messaging(number)?.seek_group(request).await }
+        });
+        answer.await.map(|_| ())
     }
 
     /// Deletes a group: what it had not yet consumed may be trimmed from then on.

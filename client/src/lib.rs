@@ -13,6 +13,7 @@ mod backoff;
 mod client;
 mod consume;
 mod consumer;
+mod dead;
 mod error;
 mod group;
 mod message;
@@ -24,7 +25,8 @@ pub use admin::{
 };
 pub use client::{Builder, Client};
 pub use consumer::{Acker, Consumer, ConsumerBuilder};
+pub use dead::DeadLetter;
 pub use error::{BuildError, CallError, ConsumeError, PushError};
-pub use group::{Group, GroupChange, GroupSpec, GroupStatus, Mode, PartitionStatus, Start};
+pub use group::{BacklogPolicy, Group, GroupChange, GroupSpec, GroupStatus, Mode, PartitionStatus, Start};
 pub use message::{AuthType, Batch, Message, Position, Properties};
 pub use pusher::{Push, Pusher, Receipt, ReceiptStatus, Receiving};

@@ -87,6 +87,27 @@ impl Messaging for Fake {
         Err(Status::not_found("there is no group g"))
     }
 
+    async fn seek_group(
+        &self,
+        _: Request<wire::SeekGroupRequest>,
+    ) -> Result<Response<wire::SeekGroupResponse>, Status> {
+        Ok(Response::new(wire::SeekGroupResponse::default()))
+    }
+
+    async fn list_dead(
+        &self,
+        _: Request<wire::ListDeadRequest>,
+    ) -> Result<Response<wire::ListDeadResponse>, Status> {
+        Ok(Response::new(wire::ListDeadResponse::default()))
+    }
+
+    async fn redrive(
+        &self,
+        _: Request<wire::RedriveRequest>,
+    ) -> Result<Response<wire::RedriveResponse>, Status> {
+        Ok(Response::new(wire::RedriveResponse::default()))
+    }
+
     async fn set_group(&self, _: Request<wire::SetGroupRequest>) -> Result<Response<wire::Group>, Status> {
         Ok(Response::new(wire::Group::default()))
     }

@@ -25,7 +25,7 @@ pub mod etcd;
 mod group;
 mod signing_keys;
 
-pub use group::{Group, GroupChange, GroupMode, GroupOptions, GroupStart};
+pub use group::{BacklogPolicy, Group, GroupChange, GroupMode, GroupOptions, GroupStart};
 pub use signing_keys::{SigningKey, SigningKeys};
 
 /// What a member is.
@@ -135,6 +135,8 @@ pub struct Limits {
     pub packet_bytes: u32,
     /// Bytes of records that wait for groups.
     pub backlog_bytes: u64,
+    /// How long a record is kept at most, seconds.
+    pub backlog_seconds: u32,
     /// Messages that wait for one client; further ones are dropped.
     pub mailbox_messages: u32,
     /// Bytes of records that wait for one client; further ones are dropped.
@@ -151,6 +153,7 @@ impl Default for Limits {
             connections: 1_000,
             packet_bytes: 1_048_576,
             backlog_bytes: 1 << 30,
+            backlog_seconds: 36 * 3_600,
             mailbox_messages: 1_000,
             mailbox_bytes: 16 << 20,
             mailbox_seconds: WEEK,

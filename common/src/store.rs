@@ -7,8 +7,6 @@
 //!   holds the term must take a new one and read back before it appends again.
 //! * Ids grow strictly; within a term sequences are dense and begin at 1.
 
-use std::collections::BTreeMap;
-
 use async_trait::async_trait;
 use bytes::Bytes;
 use tokio::sync::watch;
@@ -24,12 +22,17 @@ mod durability;
 pub mod embedded;
 #[cfg(any(feature = "embedded", feature = "redis"))]
 mod encoding;
+mod groups;
 mod pushes;
 #[cfg(feature = "redis")]
 pub mod redis;
 mod sessions;
 
 pub use durability::{BadDurability, Durability};
+pub use groups::{
+    Counts, CursorChange, CursorStart, Cursors, DEAD_BYTES, DEAD_LETTERS, DeadLetter, DeadLetters,
+    GroupCursor, Keep, KeptLetter, OpenEntry, Trimmed,
+};
 pub use pushes::{
     Begun, KEYS_KEPT_MS, KEYS_MOST, NewPush, PushKey, PushRefused, PushStep, PushStore, Queued,
 };
@@ -105,74 +108,6 @@ pub struct ReadBack {
     pub entries: Vec<(EntryId, Vec<Segment>)>,
     /// The whole retained log was read: what is not in it was not stored, or is long settled.
     pub complete: bool,
-}
-
-/// Records of an entry that a group is not done with.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub struct OpenEntry {
-    /// Bit i: record i is done (acked, filtered, dead). Least significant bit of byte 0 first.
-    pub done: Vec<u8>,
-    /// Records that were handed out and came back: index, times handed out so far.
-    pub deliveries: Vec<(u32, u32)>,
-}
-
-/// Where a group is in one partition.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub struct GroupCursor {
-    /// Every record up to and including this entry is done.
-    pub done_up_to: EntryId,
-    /// `Totals::records` at `done_up_to`.
-    pub done_records: u64,
-    /// Entries above it of which some records are done.
-    pub open: BTreeMap<EntryId, OpenEntry>,
-}
-
-/// Cursors of one partition.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub struct Cursors {
-    /// The fan-out cursor; None while the tenant has no filters.
-    pub fan: Option<EntryId>,
-    /// By group name.
-    pub groups: BTreeMap<String, GroupCursor>,
-}
-
-/// One change of a cursor.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum CursorChange {
-    /// Sets or removes the fan-out cursor.
-    Fan(Option<EntryId>),
-    /// Moves a group's cursor; ignored when the group was deleted. Open entries at or below `done_up_to` are dropped.
-    Group {
-        /// Name.
-        group: String,
-        /// New done-up-to.
-        done_up_to: EntryId,
-        /// `Totals::records` there.
-        done_records: u64,
-        /// Entries whose state is written.
-        open: Vec<(EntryId, OpenEntry)>,
-    },
-}
-
-/// Where a new group's cursor is set.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum CursorStart {
-    /// After the last stored entry.
-    Latest,
-    /// Before the oldest retained entry.
-    Earliest,
-    /// Before the first entry that may hold a record received then or later: the first whose `first_received_at` is not
-    /// below this, or the one before when that has several records (some just before the time are then included).
-    Time(UnixMillis),
-}
-
-/// What `trim` may not touch.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Keep {
-    /// The newest entries, which a new home needs to tell what producers stored.
-    pub entries: u64,
-    /// Groups that are defined for the tenant, by count: fewer cursors in the slot than this and nothing is trimmed.
-    pub groups: usize,
 }
 
 /// What a user may do.
@@ -301,9 +236,35 @@ pub trait Store: SessionStore + PushStore {
         changes: &[CursorChange],
     ) -> Result<(), CommitError>;
 
-    /// Removes entries that every group and the fan-out are done with, atomically with reading their cursors. Returns the
-    /// totals before the first retained entry.
-    async fn trim(&self, partition: &PartitionKey, term: Term, keep: Keep) -> Result<Totals, CommitError>;
+    /// Sets a group's cursor anew under a term, and its counts with it; ignored when the group was deleted.
+    async fn seek(
+        &self,
+        partition: &PartitionKey,
+        term: Term,
+        group: &str,
+        to: CursorStart,
+    ) -> Result<(), CommitError>;
+
+    /// Dead letters of a group above a number, oldest first, at most `max`.
+    async fn dead_letters(
+        &self,
+        partition: &PartitionKey,
+        group: &str,
+        after: u64,
+        max: usize,
+    ) -> Result<DeadLetters, StoreError>;
+
+    /// Removes dead letters; those that are not there are ignored.
+    async fn delete_dead(
+        &self,
+        partition: &PartitionKey,
+        group: &str,
+        numbers: &[u64],
+    ) -> Result<(), StoreError>;
+
+    /// Removes entries that every group and the fan-out are done with, or that are too old or too many, atomically with
+    /// reading their cursors. A log without groups keeps what `keep` allows.
+    async fn trim(&self, partition: &PartitionKey, term: Term, keep: &Keep) -> Result<Trimmed, CommitError>;
 
     /// Stores a user. With `create`, only if there is none of that name; false: there is one.
     async fn put_user(&self, tenant: &TenantName, user: &User, create: bool) -> Result<bool, StoreError>;

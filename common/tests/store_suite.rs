@@ -11,6 +11,8 @@ mod cursors;
 mod embedded_only;
 #[path = "store_suite/fixture.rs"]
 mod fixture;
+#[path = "store_suite/groups.rs"]
+mod groups;
 #[path = "store_suite/log.rs"]
 mod log;
 #[path = "store_suite/pushes.rs"]
@@ -81,6 +83,14 @@ on_all! {
         the_newest_entries_are_kept,
         a_defined_group_without_a_cursor_means_no_trim,
         totals_survive_a_log_that_is_empty;
+    groups:
+        a_dead_letter_is_kept_once_until_it_is_removed,
+        dead_letters_are_bounded_and_the_oldest_are_dropped,
+        a_group_that_is_sought_begins_anew_there,
+        a_full_log_goes_as_far_as_blocking_groups_allow,
+        a_group_that_is_detached_holds_nothing_until_it_is_consumed,
+        what_is_too_old_goes_whoever_needs_it,
+        a_log_without_groups_keeps_what_fits;
     sessions:
         a_session_is_created_resumed_and_wiped,
         mail_is_appended_once_and_only_to_its_incarnation,

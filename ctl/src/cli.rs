@@ -173,9 +173,12 @@ pub struct LimitArguments {
     /// Largest MQTT packet with all headers, such as 64KiB
     #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
     pub packet: Option<u64>,
-    /// What may wait for groups before publishes are refused, such as 2GiB
+    /// What is kept for groups, such as 2GiB; beyond it their policies count
     #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
     pub backlog: Option<u64>,
+    /// How long a message is kept at most, whoever has not consumed it, seconds
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..))]
+    pub backlog_age: Option<u32>,
     /// Messages that may wait for a client with a persistent session; further ones are dropped
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub mailbox: Option<u32>,

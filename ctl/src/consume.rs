@@ -111,7 +111,8 @@ impl Signals {
     }
 }
 
-fn object(tenant: &str, message: &Message) -> Value {
+/// A message as JSON.
+pub fn object(tenant: &str, message: &Message) -> Value {
     let mut object = Map::new();
     let mut put = |key: &str, value: Value| object.insert(key.to_owned(), value);
     put("tenant", json!(tenant));
@@ -158,8 +159,8 @@ fn auth_type(auth_type: AuthType) -> &'static str {
     }
 }
 
-/// One line for people; what would break it is escaped.
-fn line(message: &Message) -> String {
+/// A message as one line for people; what would break it is escaped.
+pub fn line(message: &Message) -> String {
     let payload = match std::str::from_utf8(&message.payload) {
         Ok(text) => plain(text),
         Err(_) => format!("base64:{}", STANDARD.encode(&message.payload)),

@@ -3,10 +3,13 @@
 use std::time::Duration;
 
 use clap::{Args, Subcommand, ValueEnum};
-use penstock_client::{CallError, Client, Group, GroupChange, GroupSpec, GroupStatus, Mode, Start};
+use penstock_client::{
+    BacklogPolicy, CallError, Client, Group, GroupChange, GroupSpec, GroupStatus, Mode, Start,
+};
 use serde::Serialize;
 
 use crate::{
+    dead::{self, DeadCommand},
     failure::Failure,
     output::Output,
     quantity::{parse_start, show_start, show_time},
@@ -50,6 +53,20 @@ pub enum GroupCommand {
         #[command(flatten)]
         options: OptionArguments,
     },
+    /// Have a group go on from another place, for all its consumers
+    #[command(
+        after_help = "Examples:\n  penstockctl --user demo/app group seek readings --to 2026-11-22T18:00:00Z\n  penstockctl --user demo/app group seek readings --to latest"
+    )]
+    Seek {
+        /// Its name
+        name: String,
+        /// latest, earliest, or a time: the first message received then or later
+        #[arg(long, value_parser = parse_start, value_name = "PLACE")]
+        to: Start,
+    },
+    /// List dead letters, and have them handed out again
+    #[command(subcommand)]
+    Dead(DeadCommand),
     /// Delete a group: what it has not consumed is no longer kept for it
     #[command(after_help = "Example:\n  penstockctl --user demo/app group delete readings")]
     Delete {
@@ -67,6 +84,33 @@ pub struct OptionArguments {
     /// After this time an unacknowledged message is handed out again, such as 30s; at first 1min
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
     ack_timeout: Option<Duration>,
+    /// A message that was handed out so often and comes back becomes a dead letter; at first 0: it is handed out for ever
+    #[arg(long, value_name = "N")]
+    max_deliveries: Option<u32>,
+    /// What happens when the group is behind by more than the tenant's backlog limit; at first block
+    #[arg(long, value_name = "POLICY")]
+    backlog: Option<PolicyArgument>,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+#[value(rename_all = "snake_case")]
+pub enum PolicyArgument {
+    /// Publishes of devices are refused
+    Block,
+    /// The oldest messages are dropped
+    DropOldest,
+    /// The group holds nothing back until it is consumed again
+    Detach,
+}
+
+impl From<PolicyArgument> for BacklogPolicy {
+    fn from(policy: PolicyArgument) -> Self {
+        match policy {
+            PolicyArgument::Block => Self::Block,
+            PolicyArgument::DropOldest => Self::DropOldest,
+            PolicyArgument::Detach => Self::Detach,
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -94,6 +138,10 @@ impl OptionArguments {
         if let Some(timeout) = self.ack_timeout {
             spec = spec.ack_timeout(timeout);
         }
+        if let Some(policy) = self.backlog {
+            spec = spec.backlog(policy.into());
+        }
+        let spec = spec.max_deliveries(self.max_deliveries.unwrap_or_default());
         spec.unordered(self.unordered.unwrap_or_default())
     }
 
@@ -104,6 +152,12 @@ impl OptionArguments {
         }
         if let Some(timeout) = self.ack_timeout {
             change = change.ack_timeout(timeout);
+        }
+        if let Some(times) = self.max_deliveries {
+            change = change.max_deliveries(times);
+        }
+        if let Some(policy) = self.backlog {
+            change = change.backlog(policy.into());
         }
         change
     }
@@ -118,6 +172,8 @@ struct Shown {
     mode: String,
     unordered: bool,
     ack_timeout_ms: u64,
+    max_deliveries: u32,
+    backlog: String,
     #[serde(flatten)]
     status: Option<Status>,
 }
@@ -127,6 +183,13 @@ struct Status {
     lag: u64,
     oldest_ms: u64,
     consumers: u32,
+    appended: u64,
+    filtered: u64,
+    acked: u64,
+    dead: u64,
+    dropped: u64,
+    dead_letters: u64,
+    dead_letters_dropped: u64,
     partitions: Vec<Partition>,
 }
 
@@ -137,6 +200,8 @@ struct Partition {
     open: u64,
     oldest_ms: u64,
     consumers: u32,
+    dropped: u64,
+    detached: bool,
 }
 
 fn millis(duration: std::time::Duration) -> u64 {
@@ -153,6 +218,8 @@ impl Shown {
             mode: group.mode.to_string(),
             unordered: group.unordered,
             ack_timeout_ms: millis(group.ack_timeout),
+            max_deliveries: group.max_deliveries,
+            backlog: group.backlog.to_string(),
             status: None,
         }
     }
@@ -166,9 +233,23 @@ impl Shown {
             open: partition.open,
             oldest_ms: millis(partition.oldest),
             consumers: partition.consumers,
+            dropped: partition.dropped,
+            detached: partition.detached,
         });
-        let partitions = partitions.collect();
-        Self { status: Some(Status { lag, oldest_ms, consumers, partitions }), ..Self::new(status.group) }
+        let shown = Status {
+            lag,
+            oldest_ms,
+            consumers,
+            appended: status.sum(|partition| partition.appended),
+            filtered: status.sum(|partition| partition.filtered),
+            acked: status.sum(|partition| partition.acked),
+            dead: status.sum(|partition| partition.dead),
+            dropped: status.sum(|partition| partition.dropped),
+            dead_letters: status.sum(|partition| partition.dead_letters),
+            dead_letters_dropped: status.sum(|partition| partition.dead_letters_dropped),
+            partitions: partitions.collect(),
+        };
+        Self { status: Some(shown), ..Self::new(status.group) }
     }
 
     fn row(&self) -> Vec<String> {
@@ -179,12 +260,15 @@ impl Shown {
             row.push(status.lag.to_string());
             row.push(format!("{}ms", status.oldest_ms));
             row.push(status.consumers.to_string());
+            row.push(status.dropped.to_string());
+            row.push(status.dead_letters.to_string());
         }
         row
     }
 }
 
-const HEADER: [&str; 8] = ["NAME", "FILTERS", "START", "CREATED", "MODE", "LAG", "OLDEST", "CONSUMERS"];
+const HEADER: [&str; 10] =
+    ["NAME", "FILTERS", "START", "CREATED", "MODE", "LAG", "OLDEST", "CONSUMERS", "DROPPED", "DEAD"];
 
 /// Runs one of them.
 pub async fn run(command: GroupCommand, client: &Client, output: Output) -> Result<(), Failure> {
@@ -198,6 +282,11 @@ pub async fn run(command: GroupCommand, client: &Client, output: Output) -> Resu
         }
         GroupCommand::List => client.groups().await?.into_iter().map(Shown::new).collect(),
         GroupCommand::Show { name } => vec![Shown::with_status(client.group(&name).await?)],
+        GroupCommand::Seek { name, to } => {
+            client.seek_group(&name, to).await?;
+            return output.done(&format!("group {name} goes on at {}", show_start(to)));
+        }
+        GroupCommand::Dead(command) => return dead::run(command, client, output).await,
         GroupCommand::Delete { name } => {
             client.delete_group(&name).await?;
             return output.done(&format!("deleted group {name}"));
@@ -270,6 +359,8 @@ mod tests {
             mode: Mode::Shared,
             unordered: false,
             ack_timeout: Duration::from_secs(60),
+            max_deliveries: 0,
+            backlog: BacklogPolicy::Block,
         }
     }
 

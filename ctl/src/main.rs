@@ -6,6 +6,7 @@ mod client;
 mod cluster;
 mod consume;
 mod credentials;
+mod dead;
 mod failure;
 mod group;
 mod output;

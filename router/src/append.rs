@@ -7,7 +7,7 @@ use std::{
 
 use penstock_common::{
     position::EntryId,
-    store::{AppendError, CommitError, Entry, Keep, StoreError, StoredEntry, Took},
+    store::{AppendError, CommitError, Entry, StoreError, StoredEntry, Took},
     telemetry::batch_span,
 };
 use penstock_proto::link::Settle;
@@ -26,24 +26,32 @@ const KEEP_ENTRIES_LEAST: u64 = 16;
 const KEEP_BYTES: u64 = 8 << 20;
 /// Between two trims of a partition.
 const TRIM_EVERY: Duration = Duration::from_secs(1);
+/// Between two of a partition where nothing happens.
+const LOOK_EVERY: Duration = Duration::from_secs(60);
 /// A home that nobody uses for so long is given up.
 const UNUSED_AFTER: Duration = Duration::from_secs(60);
 
 impl Home {
     pub(crate) async fn run_lane(self: Arc<Self>) {
-        let mut trimmed_at = Instant::now();
+        let (mut trimmed_at, mut looked_at) = (None::<Instant>, None::<Instant>);
         while !self.lost.is_cancelled() {
             let mut screened = Screened::default();
             let flight = lock(&self.inner).next(&mut screened);
             self.homes.metrics.screened(screened);
             match flight {
                 Some(flight) => self.fly(flight).await,
+                None if self.fly_own().await => {}
                 None => self.idle().await,
             }
-            if trimmed_at.elapsed() >= TRIM_EVERY {
-                trimmed_at = Instant::now();
-                lock(&self.inner).lane.stale.sweep(trimmed_at);
-                self.trim().await;
+            let now = Instant::now();
+            if trimmed_at.is_none_or(|at| now - at >= TRIM_EVERY) {
+                trimmed_at = Some(now);
+                lock(&self.inner).lane.stale.sweep(now);
+                // What is too old goes although nothing has moved.
+                if self.wants_trim() || looked_at.is_none_or(|at| now - at >= LOOK_EVERY) {
+                    looked_at = Some(now);
+                    self.trim().await;
+                }
             }
         }
     }
@@ -111,7 +119,7 @@ impl Home {
     }
 
     /// The log ends here now: readers and the fan-out see the id before they are woken.
-    fn is_last(&self, id: EntryId) {
+    pub(crate) fn is_last(&self, id: EntryId) {
         self.last.send_replace(id);
         let mut fan = lock(&self.fan);
         if self.fan_active.load(Ordering::Acquire) {
@@ -122,7 +130,7 @@ impl Home {
     }
 
     /// Takes a new term after a lost answer, and learns from the log what was stored.
-    async fn take_again(&self) {
+    pub(crate) async fn take_again(&self) {
         let mut backoff = Backoff::new(Duration::from_millis(20), Duration::from_secs(1));
         while !self.lost.is_cancelled() {
             match self.take_once().await {
@@ -163,9 +171,6 @@ impl Home {
     }
 
     async fn trim(&self) {
-        if !self.wants_trim() {
-            return;
-        }
         self.cursors_moved.store(false, Ordering::Relaxed);
         let keep = {
             let mut inner = lock(&self.inner);
@@ -174,9 +179,13 @@ impl Home {
             let average = (bytes / entries.max(KEEP_ENTRIES_LEAST)).max(1);
             (KEEP_BYTES / average).clamp(KEEP_ENTRIES_LEAST, KEEP_ENTRIES)
         };
-        let keep = Keep { entries: keep, groups: self.homes.groups(&self.key.tenant) };
-        match self.homes.store.trim(&self.key, self.term(), keep).await {
-            Ok(trimmed) => lock(&self.inner).trimmed = trimmed,
+        let keep = self.homes.keep(&self.key, keep);
+        match self.homes.store.trim(&self.key, self.term(), &keep).await {
+            Ok(trimmed) => {
+                self.homes.metrics.trimmed(&trimmed);
+                let mut inner = lock(&self.inner);
+                (inner.trimmed, inner.held) = (trimmed.totals, trimmed.held);
+            }
             Err(CommitError::Fenced) => self.check_holder().await,
             // Trimming is tried again with the next appends.
             Err(CommitError::Store(_)) => {}

@@ -7,6 +7,7 @@ pub mod clients;
 pub mod cluster;
 pub mod groups;
 pub mod messaging;
+pub mod orders;
 pub mod receipts;
 pub mod status;
 pub mod web;

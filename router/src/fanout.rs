@@ -239,6 +239,9 @@ impl Home {
     }
 
     fn wanted(&self, entry: &StoredEntry) -> (Vec<Wanted>, usize) {
+        if entry.only_for().is_some() {
+            return (Vec::new(), 0);
+        }
         let mut topics = Vec::with_capacity(entry.entry.count as usize);
         let mut ranges = Vec::with_capacity(entry.entry.count as usize);
         for frame in batch::frames(&entry.entry.records).flatten() {

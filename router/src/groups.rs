@@ -11,6 +11,7 @@ pub mod held;
 pub mod home;
 pub mod lag;
 pub mod metrics;
+pub mod orders;
 mod run;
 pub mod serve;
 pub mod served;

@@ -5,6 +5,7 @@
 //! back; a home that was fenced tells every link that opened it, and is never used again.
 
 use std::{
+    collections::VecDeque,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -17,7 +18,7 @@ use penstock_common::{
     epoch::Epoch,
     name::PartitionKey,
     position::{EntryId, Term},
-    store::{CommitError, CursorChange, StoreError, StoredEntry, Took, Totals},
+    store::{CommitError, CursorChange, CursorStart, StoreError, StoredEntry, Took, Totals},
 };
 use penstock_proto::link::{LaneLost, Owner, data_down};
 use tokio::{
@@ -28,6 +29,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::info;
 
 use crate::{
+    append_own::OwnEntry,
     clients::Page,
     fan::{Fan, ShardId},
     homes::Homes,
@@ -84,6 +86,11 @@ pub(crate) struct Inner {
     opened: Vec<(Arc<Link>, LaneNumber)>,
     /// Totals before the first retained entry.
     pub(crate) trimmed: Totals,
+    /// `Totals::bytes` where that begins which holds publishes up when it is too much; None: nothing does, or it is not
+    /// known yet.
+    pub(crate) held: Option<u64>,
+    /// Entries for one group alone, to be appended between those of the lane.
+    pub(crate) own: VecDeque<OwnEntry>,
     pub(crate) appended_since_trim: u64,
 }
 
@@ -147,6 +154,8 @@ impl Home {
                 owners: Owners::default(),
                 opened: Vec::new(),
                 trimmed: took.trimmed,
+                held: None,
+                own: VecDeque::new(),
                 appended_since_trim: KEEP_ENTRIES,
             }),
             wake: Notify::new(),
@@ -199,6 +208,16 @@ impl Home {
     /// Moves cursors under the present term.
     pub async fn commit(&self, changes: Vec<CursorChange>) -> Result<(), CommitError> {
         let outcome = self.homes.store.commit(&self.key, self.term(), &changes).await;
+        self.moved(outcome).await
+    }
+
+    /// Sets a group's cursor anew under the present term.
+    pub async fn seek(&self, group: &str, to: CursorStart) -> Result<(), CommitError> {
+        let outcome = self.homes.store.seek(&self.key, self.term(), group, to).await;
+        self.moved(outcome).await
+    }
+
+    async fn moved(&self, outcome: Result<(), CommitError>) -> Result<(), CommitError> {
         match &outcome {
             Ok(()) => self.cursors_moved.store(true, Ordering::Relaxed),
             // A term that this router itself has raised meanwhile is no loss: the caller writes again.
@@ -334,6 +353,7 @@ impl Home {
         self.homes.forget(self);
         let mut inner = lock(&self.inner);
         inner.lane.abandon();
+        inner.own.clear();
         let opened = std::mem::take(&mut inner.opened);
         inner.owners = Owners::default();
         drop(inner);
@@ -382,6 +402,6 @@ impl Inner {
     }
 
     fn backlog_full(&self, limit: u64) -> bool {
-        self.lane.totals.bytes.saturating_sub(self.trimmed.bytes) > limit
+        self.held.is_some_and(|held| self.lane.totals.bytes.saturating_sub(held) > limit)
     }
 }

@@ -11,8 +11,8 @@ use penstock_common::{
     clock::Seams,
     name::{PartitionKey, TenantName},
     position::Term,
-    registry::{Definitions, Isolation, Registry, TenantDefinition},
-    store::{Store, StoreError},
+    registry::{BacklogPolicy, Definitions, Isolation, Registry, TenantDefinition},
+    store::{Keep, Store, StoreError},
 };
 use tokio::sync::{OnceCell, mpsc, watch};
 
@@ -154,12 +154,24 @@ impl Homes {
         self.tenant(tenant).is_some_and(|it| it.tenant.isolation == Isolation::Device)
     }
 
-    /// Groups defined for a tenant.
-    pub fn groups(&self, tenant: &TenantName) -> usize {
-        self.tenant(tenant).map_or(0, |tenant| tenant.groups.len())
+    /// What a trim of a partition keeps, with so many of the newest entries.
+    pub fn keep(&self, key: &PartitionKey, entries: u64) -> Keep {
+        let Some(tenant) = self.tenant(&key.tenant) else {
+            let all = u64::MAX;
+            return Keep { entries, groups: 0, bytes: all, received_since: 0, yielding: Vec::new() };
+        };
+        let policies = tenant.groups.values().map(|group| (group.name.clone(), group.options.backlog));
+        let age = u64::from(tenant.tenant.limits.backlog_seconds) * 1_000;
+        Keep {
+            entries,
+            groups: tenant.groups.len(),
+            bytes: self.backlog_limit(key),
+            received_since: self.seams.now_ms().saturating_sub(age),
+            yielding: policies.filter(|(_, policy)| *policy != BacklogPolicy::Block).collect(),
+        }
     }
 
-    /// Bytes that a partition may hold before publishes are refused: an equal part of the tenant's limit.
+    /// Bytes that a partition may hold before groups' policies count: an equal part of the tenant's limit.
     pub fn backlog_limit(&self, key: &PartitionKey) -> u64 {
         let part = |tenant: Arc<TenantDefinition>| {
             tenant.tenant.limits.backlog_bytes / u64::from(tenant.tenant.partitions.max(1))

@@ -13,6 +13,7 @@
 //! ([`presence`]).
 
 pub mod append;
+mod append_own;
 pub mod batch;
 pub mod bootstrap;
 pub mod clients;

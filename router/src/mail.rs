@@ -60,7 +60,7 @@ impl Home {
     /// Mail of entries, and the links that want any of it live: their shards may hold the clients' connections.
     fn wanted_mail(&self, entries: &[Arc<StoredEntry>]) -> (Wanted, HashSet<u64>) {
         let (mut wanted, mut links) = (Wanted::new(), HashSet::new());
-        for entry in entries {
+        for entry in entries.iter().filter(|entry| entry.only_for().is_none()) {
             let (mut topics, mut records) = (Vec::new(), Vec::new());
             for frame in batch::frames(&entry.entry.records).flatten() {
                 let head = batch::head(frame.body).unwrap_or_default();

@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use penstock_common::store::Entry;
+use penstock_common::store::{Entry, Trimmed};
 use prometheus_client::{
-    metrics::{counter::Counter, gauge::Gauge, histogram::Histogram},
+    metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
     registry::Registry,
 };
 
@@ -41,6 +41,7 @@ pub struct Metrics {
     duplicates: Counter,
     in_doubt: Counter,
     dropped_in_doubt: Counter,
+    dropped: Family<[(&'static str, &'static str); 1], Counter>,
 }
 
 /// Upper bounds in seconds for what should take well below a millisecond and may take seconds.
@@ -70,8 +71,14 @@ impl Metrics {
             duplicates: Counter::default(),
             in_doubt: Counter::default(),
             dropped_in_doubt: Counter::default(),
+            dropped: Family::default(),
         };
         metrics.register_counts(registry);
+        registry.register(
+            "penstock_backlog_dropped_records",
+            "Records removed before a group was done with them, by what they were too much of",
+            metrics.dropped.clone(),
+        );
         registry.register("penstock_links", "Links to shards of gateways", metrics.links.clone());
         registry.register(
             "penstock_append_seconds",
@@ -139,6 +146,14 @@ impl Metrics {
         self.append_records.observe(f64::from(entry.count));
         self.appended_records.inc_by(u64::from(entry.count));
         self.appended_bytes.inc_by(entry.records.len() as u64);
+    }
+
+    /// A log was trimmed.
+    pub fn trimmed(&self, trimmed: &Trimmed) {
+        if trimmed.lost > 0 {
+            let reason = if trimmed.aged { "age" } else { "bytes" };
+            self.dropped.get_or_create(&[("reason", reason)]).inc_by(trimmed.lost);
+        }
     }
 
     /// What was found while batches were joined.

@@ -13,8 +13,9 @@ use penstock_proto::{
     admin::ClientStatus,
     messaging::{PartitionStatus, PushReceipt},
     peer::{
-        AskClient, ClientsHere, ClientsOfTenant, FollowFiltersRequest, FollowFiltersResponse, Join,
-        PartitionGroup, PeerPush, ServeRequest, ServeResponse, TookRequest, TookResponse,
+        AskClient, ClientsHere, ClientsOfTenant, FollowFiltersRequest, FollowFiltersResponse, GroupOrder,
+        GroupOrderDone, Join, PartitionGroup, PeerPush, ServeRequest, ServeResponse, TookRequest,
+        TookResponse,
         peer_server::{Peer, PeerServer},
         serve_request, serve_response,
     },
@@ -25,10 +26,10 @@ use tonic::{Request, Response, Status, Streaming};
 
 use crate::{
     clients::Page,
-    door::{Inside, clients::PAGE_MOST, status},
+    door::{Inside, clients::PAGE_MOST, orders::order_of, status},
     groups::{
         home::PartitionHome,
-        lag,
+        lag, orders,
         served::{Joining, Say, Served},
     },
     intake::{Intake, PUSHES},
@@ -157,6 +158,17 @@ impl Peer for PeerService {
         let asked = request.into_inner();
         let tenant = tenant(&asked.tenant)?;
         Ok(Response::new(self.inside.homes.client(&tenant, &asked.client, asked.close).await))
+    }
+
+    async fn order_group(&self, request: Request<GroupOrder>) -> Result<Response<GroupOrderDone>, Status> {
+        self.check(&request)?;
+        let GroupOrder { group, take, what } = request.into_inner();
+        let named = group.ok_or_else(|| Status::invalid_argument("group: missing"))?;
+        let key = partition(&named.tenant, named.partition)?;
+        let home = present_home(&self.inside, &key, take).await?;
+        let followed = orders::follow(&self.inside.serving, &home, &named.group, order_of(what)?).await;
+        let redriven = followed.map_err(|error| status::of_join(&error))?;
+        Ok(Response::new(GroupOrderDone { redriven }))
     }
 
     async fn group_status(

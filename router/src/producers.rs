@@ -91,7 +91,8 @@ impl Producers {
 
     /// Follows an append.
     pub fn stored(&mut self, segments: &[Segment]) {
-        for segment in segments {
+        // Producer 0 is no shard: see `Segment::only_for`.
+        for segment in segments.iter().filter(|segment| segment.producer != 0) {
             self.clock += 1;
             let last = segment.first + u64::from(segment.count.max(1)) - 1;
             let stored = self.stored.entry(segment.producer).or_default();

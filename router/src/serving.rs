@@ -9,7 +9,7 @@ use penstock_common::{
     name::{PartitionKey, TenantName},
     position::{EntryId, Term},
     registry::Members,
-    store::{CommitError, CursorChange, Cursors, StoreError, StoredEntry, Totals},
+    store::{CommitError, CursorChange, CursorStart, Cursors, StoreError, StoredEntry, Totals},
 };
 use penstock_proto::{
     admin::{ClientStatus, ClientSummary, LinkStatus},
@@ -59,6 +59,14 @@ impl PartitionHome for Home {
 
     async fn cursors(&self) -> Result<Cursors, StoreError> {
         self.homes.store.cursors(&self.key).await
+    }
+
+    async fn seek(&self, group: &str, to: CursorStart) -> Result<(), CommitError> {
+        Home::seek(self, group, to).await
+    }
+
+    async fn append_for(&self, group: u64, records: Bytes, count: u32) -> Result<(), StoreError> {
+        Home::append_for(self, group, records, count).await
     }
 
     fn lost(&self) -> &CancellationToken {

@@ -13,9 +13,12 @@ use penstock_common::{
     store::{CursorChange, Entry, GroupCursor, OpenEntry, StoredEntry, Totals},
 };
 use penstock_proto::record::{Record, RecordBatch};
-use penstock_router::groups::dispatch::{Dispatch, HandOut, Tally};
+use penstock_router::groups::dispatch::{Dispatch, HandOut, Rules};
 use proptest::prelude::*;
 use prost::Message;
+
+#[path = "dispatch/cases.rs"]
+mod cases;
 
 type At = (EntryId, u32);
 
@@ -62,12 +65,14 @@ fn records_of(out: &HandOut, log: &[Arc<StoredEntry>]) -> Vec<(u32, u8)> {
 }
 
 fn apply(cursor: &mut GroupCursor, change: CursorChange) {
-    let CursorChange::Group { done_up_to, done_records, open, .. } = change else { panic!("fan") };
+    let CursorChange::Group { done_up_to, done_records, counts, open, .. } = change else { panic!("fan") };
     assert!(done_up_to >= cursor.done_up_to, "done-up-to went back");
     cursor.done_up_to = done_up_to;
     cursor.done_records = done_records;
     cursor.open.extend(open);
     cursor.open.retain(|id, _| *id > done_up_to);
+    cursor.counts = counts;
+    assert_eq!(done_records + cursor.done_in_open(), counts.done(), "the ledger does not balance");
 }
 
 #[derive(Debug, Clone)]
@@ -102,6 +107,7 @@ fn step() -> impl Strategy<Value = Step> {
 const ACK_TIMEOUT: u64 = 100;
 
 struct Model {
+    rules: Rules,
     log: Vec<Arc<StoredEntry>>,
     filters: Vec<Vec<u8>>,
     wanted: BTreeSet<At>,
@@ -122,7 +128,7 @@ struct Model {
 }
 
 impl Model {
-    fn new(entries: &[Vec<(u8, bool)>], filtered: bool) -> Self {
+    fn new(entries: &[Vec<(u8, bool)>], filtered: bool, max_deliveries: u32) -> Self {
         let log = log(entries);
         let filters: Vec<Vec<u8>> = if filtered { vec![b"in/#".to_vec()] } else { vec![] };
         let (mut wanted, mut client) = (BTreeSet::new(), BTreeMap::new());
@@ -134,8 +140,11 @@ impl Model {
                 }
             }
         }
-        let dispatch = Dispatch::new(filters.clone(), GroupCursor::default());
+        let rules = Rules { max_deliveries, ..Rules::default() };
+        let mut dispatch = Dispatch::new(filters.clone(), GroupCursor::default());
+        dispatch.set_rules(rules);
         Self {
+            rules,
             log,
             filters,
             wanted,
@@ -199,7 +208,11 @@ impl Model {
                 if let Some(at) = self.out.keys().nth(n % self.out.len().max(1)).copied() {
                     self.dispatch.nack(at.0, at.1, 1, delay, self.now);
                     self.out.remove(&at);
-                    self.held_until.insert(at, if delay > 0 { self.now + delay } else { 0 });
+                    self.store();
+                    // A dead letter holds nobody.
+                    if !self.done.contains(&at) {
+                        self.held_until.insert(at, if delay > 0 { self.now + delay } else { 0 });
+                    }
                 }
             }
             Step::Wait(time) => {
@@ -217,6 +230,10 @@ impl Model {
             Step::Restart => self.restart(),
         }
         self.pump();
+        if self.rules.max_deliveries > 0 {
+            // Which of them are dead letters now is told by the change.
+            self.store();
+        }
     }
 
     fn restart(&mut self) {
@@ -233,6 +250,7 @@ impl Model {
         assert!(self.done.iter().all(|at| at.0 > read_to || stored(at)), "an ack was not stored");
         self.done.retain(stored);
         self.dispatch = Dispatch::new(self.filters.clone(), self.cursor.clone());
+        self.dispatch.set_rules(self.rules);
         self.offered = self.log.iter().filter(|entry| entry.id <= self.dispatch.read_to()).count();
         self.joined.clear();
         self.out.clear();
@@ -241,6 +259,14 @@ impl Model {
 
     fn store(&mut self) {
         if let Some(change) = self.dispatch.change("g") {
+            let CursorChange::Group { dead, .. } = &change else { panic!("fan") };
+            for letter in dead {
+                let at = (letter.entry, letter.index);
+                assert_eq!(letter.deliveries, self.rules.max_deliveries);
+                let record = &RecordBatch::decode(letter.record.clone()).unwrap().records[0];
+                assert_eq!(record.client[0] - b'a', self.client[&at]);
+                assert!(!self.out.contains_key(&at) && self.done.insert(at), "twice, or not dead");
+            }
             apply(&mut self.cursor, change);
         }
         let first_open =
@@ -248,6 +274,7 @@ impl Model {
         assert!(self.cursor.done_up_to < first_open, "a record that is not done was passed");
         let standing = self.dispatch.standing();
         assert_eq!(standing.open, self.out.len() as u64);
+        assert_eq!(standing.done, standing.counts.done(), "the ledger does not balance");
     }
 
     fn pump(&mut self) {
@@ -306,120 +333,13 @@ proptest! {
     fn nothing_is_lost_doubled_or_out_of_order(
         entries in prop::collection::vec(prop::collection::vec((0..4u8, any::<bool>()), 1..7), 1..12),
         filtered in any::<bool>(),
+        max_deliveries in 0..4u32,
         steps in prop::collection::vec(step(), 1..120),
     ) {
-        let mut model = Model::new(&entries, filtered);
+        let mut model = Model::new(&entries, filtered, max_deliveries);
         for step in steps {
             model.step(step);
         }
         model.drain();
     }
-}
-
-#[test]
-fn a_slow_consumer_does_not_stop_the_partition() {
-    let log = log(&(0..200).map(|n| vec![(n % 2, true)]).collect::<Vec<_>>());
-    let mut dispatch = Dispatch::new(vec![], GroupCursor::default());
-    dispatch.join(1, 1, 60_000);
-    dispatch.join(2, 1, 60_000);
-    let (mut acked, mut stuck) = (0, None);
-    for entry in &log {
-        dispatch.offer(entry);
-        loop {
-            let out = dispatch.pump(0);
-            if out.is_empty() {
-                break;
-            }
-            for out in out {
-                // The first consumer that got something never acks.
-                if *stuck.get_or_insert(out.consumer) != out.consumer {
-                    dispatch.ack(out.entry, 0, 1);
-                    acked += 1;
-                }
-            }
-        }
-    }
-    assert_eq!(acked, 100);
-}
-
-#[test]
-fn a_lone_consumer_gets_entries_undecoded_and_a_second_one_ends_that() {
-    let log = log(&[vec![(0, true), (1, true)], vec![(0, true), (1, true)], vec![(0, true), (1, true)]]);
-    let mut dispatch = Dispatch::new(vec![], GroupCursor::default());
-    dispatch.join(1, 10, 60_000);
-    dispatch.offer(&log[0]);
-    let out = dispatch.pump(0);
-    assert_eq!((out.len(), out[0].indexes.len()), (1, 0));
-    assert_eq!(out[0].records, log[0].entry.records);
-    // Both clients are in the hands of 1: 2 gets nothing of them.
-    dispatch.join(2, 10, 60_000);
-    dispatch.offer(&log[1]);
-    assert!(dispatch.pump(0).iter().all(|out| out.consumer == 1));
-    dispatch.leave(1);
-    let again = dispatch.pump(0);
-    assert!(again.iter().all(|out| out.consumer == 2 && out.counts.iter().all(|n| *n == 2)));
-    assert_eq!(again.len(), 2);
-}
-
-#[test]
-fn unread_bytes_are_passed_and_counted() {
-    let mut broken = (*log(&[vec![(0, true); 3]])[0]).clone();
-    broken.entry.records = Bytes::from_static(&[0xff, 1, 2]);
-    let mut dispatch = Dispatch::new(vec![b"#".to_vec()], GroupCursor::default());
-    dispatch.join(1, 10, 60_000);
-    dispatch.offer(&Arc::new(broken));
-    assert!(dispatch.pump(0).is_empty());
-    assert_eq!(dispatch.take_tally().unreadable, 3);
-    assert_eq!(dispatch.standing().done_up_to, EntryId::new(1, 1));
-}
-
-#[test]
-fn the_look_ahead_is_bounded() {
-    let log = log(&vec![vec![(0, true); 1_000]; 30]);
-    let mut dispatch = Dispatch::new(vec![], GroupCursor::default());
-    dispatch.join(1, 100_000, 60_000);
-    let mut offered = 0;
-    for entry in &log {
-        if !dispatch.wants() {
-            break;
-        }
-        dispatch.offer(entry);
-        dispatch.pump(0);
-        offered += 1;
-    }
-    assert_eq!(offered, 10);
-    dispatch.ack(log[0].id, 0, 1_000);
-    assert!(dispatch.wants());
-}
-
-#[test]
-fn what_is_done_with_records_is_counted_once() {
-    let log = log(&[vec![(0, true), (1, false), (2, true)], vec![(0, true)]]);
-    let mut dispatch = Dispatch::new(vec![b"in/#".to_vec()], GroupCursor::default());
-    dispatch.join(1, 10, ACK_TIMEOUT);
-    log.iter().for_each(|entry| dispatch.offer(entry));
-    dispatch.pump(0);
-    assert_eq!(dispatch.take_tally(), Tally { handed_out: 3, filtered: 1, ..Tally::default() });
-    dispatch.nack(log[0].id, 0, 3, 0, 0);
-    // Acked before they go out again, and twice: counted once, and neither nacked nor handed out again.
-    dispatch.ack(log[0].id, 1, 2);
-    dispatch.ack(log[0].id, 1, 2);
-    dispatch.pump(0);
-    assert_eq!(dispatch.take_tally(), Tally { nacked: 2, acked: 1, redelivered: 1, ..Tally::default() });
-    // Overdue ones come again without a nack.
-    dispatch.pump(ACK_TIMEOUT);
-    assert_eq!(dispatch.take_tally(), Tally { redelivered: 2, ..Tally::default() });
-    assert_eq!(dispatch.take_tally(), Tally::default());
-}
-
-#[test]
-fn records_of_entries_that_stay_whole_are_counted() {
-    let log = log(&[vec![(0, true); 5]]);
-    let mut dispatch = Dispatch::new(vec![], GroupCursor::default());
-    dispatch.join(1, 10, ACK_TIMEOUT);
-    dispatch.offer(&log[0]);
-    dispatch.pump(0);
-    dispatch.ack(log[0].id, 0, 5);
-    dispatch.ack(log[0].id, 0, 5);
-    assert_eq!(dispatch.take_tally(), Tally { handed_out: 5, acked: 5, ..Tally::default() });
 }

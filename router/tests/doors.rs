@@ -25,6 +25,8 @@ use tonic::{Code, Status};
 const LIMIT: Duration = Duration::from_secs(20);
 const PARTITIONS: u32 = 4;
 
+#[path = "doors/dead.rs"]
+mod dead;
 #[path = "support/homes.rs"]
 mod homes;
 #[path = "doors/modes.rs"]

@@ -9,7 +9,9 @@ mod pushes;
 use std::time::Duration;
 
 use mqttbytes::{QoS, v4::ConnectReturnCode};
-use penstock_client::{CallError, Consumer, GroupSpec, Message, Push, ReceiptStatus, Start};
+use penstock_client::{
+    BacklogPolicy, CallError, Consumer, GroupChange, GroupSpec, Limits, Message, Push, ReceiptStatus, Start,
+};
 use penstock_loadtest::{
     fleet::{FleetConfig, Subscriber, SubscriberConfig},
     ledger::Ledger,
@@ -168,6 +170,62 @@ async fn tenants_do_not_meet() {
     assert!(matches!(own.users("blue").await, Err(CallError::Forbidden(_))), "a service sees no users");
     let code = Device::refused(&targets[0], "red/device", &tenants[1].password, "x").await;
     assert_eq!(code, ConnectReturnCode::NotAuthorized);
+}
+
+/// Publishes until it is refused, or 300 times. Returns how many were taken.
+async fn flood(target: &str, tenant: &TestTenant) -> usize {
+    let payload = "x".repeat(8 << 10);
+    let mut device = Device::connect(target, tenant, "flood").await.unwrap();
+    for taken in 0..300 {
+        if device.publish("flood", &payload).await.is_err() {
+            return taken;
+        }
+    }
+    300
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_abandoned_group_stops_its_own_tenant_by_its_policy_and_no_other() {
+    let _alone = alone().await;
+    let cluster = Cluster::start(2, 2).await;
+    let (red, blue) = (cluster.tenant("red").await, cluster.tenant("blue").await);
+    // A quarter of it a partition.
+    let limits = Limits { backlog_bytes: 1 << 20, ..Limits::default() };
+    cluster.admin().admin().set_limits("red", limits).await.unwrap();
+    let (client, target) = (cluster.client(&red), cluster.targets()[0].clone());
+    let load = Load::start(cluster.client(&blue), cluster.targets(), &blue).await;
+    load.progress(200, SOON * 2).await;
+    client.create_group(&GroupSpec::new("abandoned")).await.unwrap();
+    let before = flood(&target, &red).await;
+    assert!((20..100).contains(&before), "256 KiB and what came before the next look: {before}");
+    load.progress(1_000, SOON * 2).await;
+    // With another policy its devices go on, and what they drop is counted.
+    for policy in [BacklogPolicy::DropOldest, BacklogPolicy::Detach] {
+        client.set_group("abandoned", GroupChange::default().backlog(policy)).await.unwrap();
+        eventually("devices are not stopped", SOON * 2, || async {
+            (flood(&target, &red).await == 300).then_some(())
+        })
+        .await;
+        let status = eventually("what was dropped is shown", SOON, || async {
+            let status = client.group("abandoned").await.unwrap();
+            let detached = status.partitions.iter().any(|partition| partition.detached);
+            let shown = status.sum(|partition| partition.dropped) > 0
+                && (policy == BacklogPolicy::DropOldest || detached);
+            shown.then_some(status)
+        })
+        .await;
+        let done = status.sum(|own| own.filtered + own.acked + own.dead + own.dropped);
+        assert_eq!(status.sum(|own| own.appended), done + status.lag(), "{status:?}");
+        assert!(status.lag() < 300, "{status:?}");
+    }
+    // Whoever consumes it gets what is left, and attaches it again.
+    let mut consumer = client.consumer("abandoned").start();
+    next(&mut consumer).await;
+    consumer.close().await.unwrap();
+    let status = client.group("abandoned").await.unwrap();
+    assert!(!status.partitions.iter().any(|partition| partition.detached), "{status:?}");
+    load.progress(1_000, SOON * 2).await;
+    load.balances().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

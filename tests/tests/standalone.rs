@@ -61,6 +61,52 @@ async fn a_group_prints_what_devices_publish() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_message_that_comes_back_too_often_is_a_dead_letter_until_it_is_driven_again() {
+    let _alone = alone().await;
+    let penstock = Penstock::start().await;
+    app(&penstock, &["group", "create", "g", "--max-deliveries", "1"]).await.fine();
+    app(&penstock, &["group", "create", "other"]).await.fine();
+    publish(&penstock, "sensor-1", "sensors/1", "poison").await;
+    // It goes without an acknowledgement: the message was handed out once, and that was once too often.
+    let leave = ["consume", "--group", "g", "--count", "1", "--timeout", "20s", "--no-ack"];
+    app(&penstock, &leave).await.fine();
+    let dead = eventually("the dead letter", Duration::from_secs(30), || {
+        let penstock = &penstock;
+        async move {
+            let listed = app(penstock, &["group", "dead", "list", "g", "--json"]).await.fine();
+            objects(&listed).pop()
+        }
+    })
+    .await;
+    assert_eq!((&dead["payload"], &dead["delivery_count"]), (&Value::from("poison"), &Value::from(1)));
+    let show = async |group: &str| {
+        objects(&app(&penstock, &["group", "show", group, "--json"]).await.fine()).remove(0)
+    };
+    let shown = show("g").await;
+    assert_eq!((&shown["dead"], &shown["dead_letters"], &shown["lag"]), (&1.into(), &1.into(), &0.into()));
+    let wrong = app(&penstock, &["group", "dead", "redrive", "g", "0/1"]).await;
+    assert_eq!(wrong.code, Some(1), "{wrong:?}");
+    app(&penstock, &["group", "set", "g", "--max-deliveries", "5"]).await.fine();
+    let letter = dead["letter"].as_str().unwrap();
+    app(&penstock, &["group", "dead", "redrive", "g", letter]).await.fine();
+    let take = ["consume", "--group", "g", "--json", "--count", "1", "--timeout", "20s"];
+    assert_eq!(objects(&app(&penstock, &take).await.fine())[0]["payload"], "poison");
+    let other = ["consume", "--group", "other", "--count", "2", "--timeout", "1s"];
+    let other = app(&penstock, &other).await;
+    assert_eq!(
+        (other.code, other.lines.len()),
+        (Some(1), 1 + 1),
+        "once, and why no second one came: {other:?}"
+    );
+    // From the beginning once more: both the message as published and as driven again.
+    app(&penstock, &["group", "seek", "g", "--to", "earliest"]).await.fine();
+    let both = ["consume", "--group", "g", "--json", "--count", "2", "--timeout", "20s"];
+    assert_eq!(objects(&app(&penstock, &both).await.fine()).len(), 2);
+    let shown = show("g").await;
+    assert_eq!((&shown["appended"], &shown["acked"], &shown["lag"]), (&2.into(), &2.into(), &0.into()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_push_reaches_the_device_and_its_receipt_says_so() {
     let _alone = alone().await;
     let penstock = Penstock::start().await;

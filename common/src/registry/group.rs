@@ -1,5 +1,7 @@
 //! Groups as they are defined: what a group reads, where it begins, and the options that say how.
 
+use xxhash_rust::xxh3::xxh3_64_with_seed;
+
 use crate::clock::UnixMillis;
 
 /// Where a group begins.
@@ -27,6 +29,19 @@ pub enum GroupMode {
     Failover,
 }
 
+/// What happens when a group is behind by more than the tenant's backlog limit.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BacklogPolicy {
+    /// Publishes are refused.
+    #[default]
+    Block,
+    /// The oldest records are dropped.
+    DropOldest,
+    /// The group holds nothing back until it is consumed again.
+    Detach,
+}
+
 /// How a group is consumed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, serde::Serialize, serde::Deserialize)]
 #[serde(default)]
@@ -37,11 +52,21 @@ pub struct GroupOptions {
     pub unordered: bool,
     /// After this time without an ack a record is handed out again, unless its consumer says otherwise; milliseconds.
     pub ack_timeout_ms: u32,
+    /// A record that was handed out so often and comes back is a dead letter; 0: it is handed out for ever.
+    pub max_deliveries: u32,
+    /// What happens when it is too far behind.
+    pub backlog: BacklogPolicy,
 }
 
 impl Default for GroupOptions {
     fn default() -> Self {
-        Self { mode: GroupMode::Shared, unordered: false, ack_timeout_ms: 60_000 }
+        Self {
+            mode: GroupMode::Shared,
+            unordered: false,
+            ack_timeout_ms: 60_000,
+            max_deliveries: 0,
+            backlog: BacklogPolicy::Block,
+        }
     }
 }
 
@@ -54,15 +79,21 @@ pub struct GroupChange {
     pub unordered: Option<bool>,
     /// See [`GroupOptions`].
     pub ack_timeout_ms: Option<u32>,
+    /// See [`GroupOptions`].
+    pub max_deliveries: Option<u32>,
+    /// See [`GroupOptions`].
+    pub backlog: Option<BacklogPolicy>,
 }
 
 impl GroupOptions {
     /// Makes the change.
     pub fn apply(&mut self, change: GroupChange) {
-        let GroupChange { mode, unordered, ack_timeout_ms } = change;
+        let GroupChange { mode, unordered, ack_timeout_ms, max_deliveries, backlog } = change;
         self.mode = mode.unwrap_or(self.mode);
         self.unordered = unordered.unwrap_or(self.unordered);
         self.ack_timeout_ms = ack_timeout_ms.unwrap_or(self.ack_timeout_ms);
+        self.max_deliveries = max_deliveries.unwrap_or(self.max_deliveries);
+        self.backlog = backlog.unwrap_or(self.backlog);
     }
 }
 
@@ -82,4 +113,12 @@ pub struct Group {
     pub active: bool,
     /// When it was created.
     pub created_at: UnixMillis,
+}
+
+impl Group {
+    /// What entries that are for it alone are marked with: another group of the same name has another one.
+    pub fn number(&self) -> u64 {
+        // Half of the range: numbers are added to.
+        xxh3_64_with_seed(self.name.as_bytes(), self.created_at) >> 1
+    }
 }

@@ -5,6 +5,7 @@
 //! on the directory.
 
 mod committer;
+mod dead;
 mod disk;
 mod keys;
 mod machine;
@@ -31,10 +32,10 @@ use mail::Sessions;
 use tokio::sync::watch;
 
 use super::{
-    AppendError, Appended, Begun, CommitError, CursorChange, CursorStart, Cursors, Durability, Entry,
-    FilterChanges, FilterTable, Keep, MailLimits, MailStep, NewMail, NewPush, OpenedSession, PushKey,
+    AppendError, Appended, Begun, CommitError, CursorChange, CursorStart, Cursors, DeadLetters, Durability,
+    Entry, FilterChanges, FilterTable, Keep, MailLimits, MailStep, NewMail, NewPush, OpenedSession, PushKey,
     PushStep, PushStore, Queued, ReadBack, SessionError, SessionFilter, SessionFilters, SessionState,
-    SessionStore, SteppedMail, Store, StoreError, StoredEntry, Took, Totals, User,
+    SessionStore, SteppedMail, Store, StoreError, StoredEntry, Took, Trimmed, User,
 };
 use crate::{
     clock::UnixMillis,
@@ -253,9 +254,41 @@ impl Store for EmbeddedStore {
         self.submit(0, move |machine| machine.commit(&key, term, &changes)).await?
     }
 
-    async fn trim(&self, partition: &PartitionKey, term: Term, keep: Keep) -> Result<Totals, CommitError> {
-        let key = partition.clone();
-        self.submit(0, move |machine| machine.trim(&key, term, keep)).await?
+    async fn seek(
+        &self,
+        partition: &PartitionKey,
+        term: Term,
+        group: &str,
+        to: CursorStart,
+    ) -> Result<(), CommitError> {
+        let (key, group) = (partition.clone(), group.to_owned());
+        self.submit(0, move |machine| machine.seek(key, term, group, to)).await?
+    }
+
+    async fn dead_letters(
+        &self,
+        partition: &PartitionKey,
+        group: &str,
+        after: u64,
+        max: usize,
+    ) -> Result<DeadLetters, StoreError> {
+        let (key, group) = (partition.clone(), group.to_owned());
+        self.submit(0, move |machine| machine.dead_letters(&key, &group, after, max)).await?
+    }
+
+    async fn delete_dead(
+        &self,
+        partition: &PartitionKey,
+        group: &str,
+        numbers: &[u64],
+    ) -> Result<(), StoreError> {
+        let (key, group, numbers) = (partition.clone(), group.to_owned(), numbers.to_vec());
+        Ok(self.submit(0, move |machine| machine.delete_dead(&key, &group, &numbers)).await?)
+    }
+
+    async fn trim(&self, partition: &PartitionKey, term: Term, keep: &Keep) -> Result<Trimmed, CommitError> {
+        let (key, keep) = (partition.clone(), keep.clone());
+        self.submit(0, move |machine| machine.trim(&key, term, &keep)).await?
     }
 
     async fn put_user(&self, tenant: &TenantName, user: &User, create: bool) -> Result<bool, StoreError> {

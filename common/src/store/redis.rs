@@ -13,6 +13,7 @@ mod connection;
 mod counts;
 mod cursors;
 mod filters;
+mod group_scripts;
 mod keys;
 mod live;
 mod log;
@@ -41,10 +42,10 @@ use tokio::sync::watch;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::{
-    AppendError, Appended, Begun, CommitError, CursorChange, CursorStart, Cursors, Entry, FilterChanges,
-    FilterTable, Keep, MailLimits, MailStep, NewMail, NewPush, OpenedSession, PushKey, PushStep, PushStore,
-    Queued, ReadBack, SessionError, SessionFilter, SessionFilters, SessionState, SessionStore, SteppedMail,
-    Store, StoreError, StoredEntry, Took, Totals, User,
+    AppendError, Appended, Begun, CommitError, CursorChange, CursorStart, Cursors, DeadLetters, Entry,
+    FilterChanges, FilterTable, Keep, MailLimits, MailStep, NewMail, NewPush, OpenedSession, PushKey,
+    PushStep, PushStore, Queued, ReadBack, SessionError, SessionFilter, SessionFilters, SessionState,
+    SessionStore, SteppedMail, Store, StoreError, StoredEntry, Took, Trimmed, User,
 };
 use crate::{
     clock::UnixMillis,
@@ -134,7 +135,36 @@ impl Store for RedisStore {
         cursors::commit(&self.server, partition, term, changes).await
     }
 
-    async fn trim(&self, partition: &PartitionKey, term: Term, keep: Keep) -> Result<Totals, CommitError> {
+    async fn seek(
+        &self,
+        partition: &PartitionKey,
+        term: Term,
+        group: &str,
+        to: CursorStart,
+    ) -> Result<(), CommitError> {
+        cursors::seek(&self.server, partition, term, group, to).await
+    }
+
+    async fn dead_letters(
+        &self,
+        partition: &PartitionKey,
+        group: &str,
+        after: u64,
+        max: usize,
+    ) -> Result<DeadLetters, StoreError> {
+        cursors::dead_letters(&self.server, partition, group, after, max).await
+    }
+
+    async fn delete_dead(
+        &self,
+        partition: &PartitionKey,
+        group: &str,
+        numbers: &[u64],
+    ) -> Result<(), StoreError> {
+        cursors::delete_dead(&self.server, partition, group, numbers).await
+    }
+
+    async fn trim(&self, partition: &PartitionKey, term: Term, keep: &Keep) -> Result<Trimmed, CommitError> {
         cursors::trim(&self.server, partition, term, keep).await
     }
 

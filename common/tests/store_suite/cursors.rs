@@ -2,13 +2,14 @@
 
 use penstock_common::{
     position::EntryId,
-    store::{CursorChange, CursorStart, GroupCursor, OpenEntry},
+    store::{Counts, CursorChange, CursorStart, GroupCursor, OpenEntry},
 };
 
 use crate::fixture::{Fixture, Home, partition};
 
 fn moved(group: &str, to: EntryId, records: u64, open: Vec<(EntryId, OpenEntry)>) -> CursorChange {
-    CursorChange::Group { group: group.into(), done_up_to: to, done_records: records, open }
+    let (group, counts) = (group.to_owned(), Counts::default());
+    CursorChange::Group { group, done_up_to: to, done_records: records, counts, open, dead: vec![] }
 }
 
 fn open(done: u8) -> OpenEntry {

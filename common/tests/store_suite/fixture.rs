@@ -7,7 +7,7 @@ use penstock_common::{
     name::{PartitionKey, TenantName},
     position::{EntryId, Term},
     store::{
-        AppendError, Durability, Entry, Role, Segment, Store, Took, Totals, User,
+        AppendError, Counts, CursorChange, Durability, Entry, Keep, Role, Segment, Store, Took, Totals, User,
         embedded::EmbeddedStore,
         redis::{RedisConfig, RedisStore},
     },
@@ -94,6 +94,23 @@ pub fn partition(name: &str, partition: u32) -> PartitionKey {
 
 pub fn user(name: &str, verifier: &str) -> User {
     User { name: name.into(), role: Role::Device, verifier: verifier.into() }
+}
+
+/// What a trim keeps that goes as far as cursors allow.
+pub fn keep(entries: u64, groups: usize) -> Keep {
+    Keep { entries, groups, bytes: 0, received_since: 0, yielding: vec![] }
+}
+
+/// A cursor that moves on and counts nothing.
+pub fn moved(group: &str, to: EntryId, records: u64) -> CursorChange {
+    CursorChange::Group {
+        group: group.into(),
+        done_up_to: to,
+        done_records: records,
+        counts: Counts::default(),
+        open: vec![],
+        dead: vec![],
+    }
 }
 
 /// Appends as a home does: under a term, with running totals.

@@ -4,12 +4,10 @@ use std::collections::BTreeMap;
 
 use penstock_common::{
     position::{EntryId, Term},
-    store::{AppendError, CommitError, CursorChange, CursorStart, Keep},
+    store::{AppendError, CommitError, CursorChange, CursorStart},
 };
 
-use crate::fixture::{Fixture, Home, partition, tenant, user};
-
-const ALL: Keep = Keep { entries: 0, groups: 0 };
+use crate::fixture::{Fixture, Home, keep, moved, partition, tenant, user};
 
 pub async fn ids_are_dense_and_begin_at_one_in_every_term(fixture: Fixture) {
     let (store, key) = (fixture.store(), partition("acme", 0));
@@ -43,9 +41,9 @@ pub async fn an_old_holder_writes_nothing(fixture: Fixture) {
     let change = [CursorChange::Fan(Some(kept))];
     let commit = store.commit(&key, old.term, &change).await;
     assert!(matches!(commit, Err(CommitError::Fenced)), "{commit:?}");
-    let change = [CursorChange::Group { group: "g".into(), done_up_to: kept, done_records: 1, open: vec![] }];
+    let change = [moved("g", kept, 1)];
     assert!(matches!(store.commit(&key, old.term, &change).await, Err(CommitError::Fenced)));
-    assert!(matches!(store.trim(&key, old.term, ALL).await, Err(CommitError::Fenced)));
+    assert!(matches!(store.trim(&key, old.term, &keep(0, 0)).await, Err(CommitError::Fenced)));
     let cursors = store.cursors(&key).await.unwrap();
     assert_eq!(cursors.fan, None);
     assert_eq!(cursors.groups["g"].done_up_to, EntryId::ZERO);
@@ -152,7 +150,7 @@ pub async fn everything_survives_a_restart(mut fixture: Fixture) {
     let (first, second) = (home.append(1, 5, 10).await, home.append(4, 5, 10).await);
     store.create_cursor(&key, "g", CursorStart::Latest).await.unwrap();
     store.commit(&key, home.term, &[CursorChange::Fan(Some(first))]).await.unwrap();
-    let trimmed = store.trim(&key, home.term, Keep { entries: 0, groups: 1 }).await.unwrap();
+    let trimmed = store.trim(&key, home.term, &keep(0, 1)).await.unwrap().totals;
     store.put_user(&tenant("acme"), &user("u", "v"), true).await.unwrap();
     let (term, totals) = (home.term, home.totals);
     drop((store, home));

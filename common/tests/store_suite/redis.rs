@@ -3,13 +3,13 @@
 use std::{sync::Arc, time::Duration};
 
 use penstock_common::store::{
-    AppendError, CursorStart, Durability, Keep, Store, StoreError,
+    AppendError, CursorStart, Durability, Store, StoreError,
     redis::{OpenError, RedisConfig, RedisStore},
 };
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    fixture::{Home, open_redis, partition, redis_config, until},
+    fixture::{Home, keep, open_redis, partition, redis_config, until},
     redis_server::RedisServer,
 };
 
@@ -229,7 +229,7 @@ async fn scripts_are_loaded_again_when_the_server_forgot_them() {
     let home = Home::take(&store, &partition("acme", 0), 1).await;
     server.command("SCRIPT FLUSH").unwrap();
     store.create_cursor(&home.partition, "g", CursorStart::Latest).await.unwrap();
-    store.trim(&home.partition, home.term, Keep { entries: 0, groups: 0 }).await.unwrap();
+    store.trim(&home.partition, home.term, &keep(0, 0)).await.unwrap();
     store.take(&home.partition, 2).await.unwrap();
 }
 

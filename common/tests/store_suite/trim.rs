@@ -2,14 +2,10 @@
 
 use penstock_common::{
     position::EntryId,
-    store::{CursorChange, CursorStart, Keep, Totals},
+    store::{CursorChange, CursorStart, Totals},
 };
 
-use crate::fixture::{Fixture, Home, partition};
-
-fn moved(group: &str, to: EntryId, records: u64) -> CursorChange {
-    CursorChange::Group { group: group.into(), done_up_to: to, done_records: records, open: vec![] }
-}
+use crate::fixture::{Fixture, Home, keep, moved, partition};
 
 pub async fn every_cursor_holds_entries_back(fixture: Fixture) {
     let (store, key) = (fixture.store(), partition("acme", 0));
@@ -18,22 +14,30 @@ pub async fn every_cursor_holds_entries_back(fixture: Fixture) {
     for _ in 0..10 {
         ids.push(home.append(2, 5, 100).await);
     }
-    let keep = Keep { entries: 0, groups: 2 };
+    let most = keep(0, 2);
     for group in ["a", "b"] {
         store.create_cursor(&key, group, CursorStart::Earliest).await.unwrap();
     }
     store.commit(&key, home.term, &[CursorChange::Fan(Some(ids[1])), moved("a", ids[5], 12)]).await.unwrap();
-    assert_eq!(store.trim(&key, home.term, keep).await.unwrap(), Totals::default(), "b is at the beginning");
+    assert_eq!(
+        store.trim(&key, home.term, &most).await.unwrap().totals,
+        Totals::default(),
+        "b is at the beginning"
+    );
     store.commit(&key, home.term, &[moved("b", ids[3], 8)]).await.unwrap();
-    assert_eq!(store.trim(&key, home.term, keep).await.unwrap(), Totals { records: 4, bytes: 200 });
+    assert_eq!(store.trim(&key, home.term, &most).await.unwrap().totals, Totals { records: 4, bytes: 200 });
     assert_eq!(home.ids().await, ids[2..], "the fan-out holds back");
     store.commit(&key, home.term, &[CursorChange::Fan(None)]).await.unwrap();
-    assert_eq!(store.trim(&key, home.term, keep).await.unwrap(), Totals { records: 8, bytes: 400 });
+    assert_eq!(store.trim(&key, home.term, &most).await.unwrap().totals, Totals { records: 8, bytes: 400 });
     assert_eq!(home.ids().await, ids[4..], "b holds back");
-    assert_eq!(store.trim(&key, home.term, keep).await.unwrap(), Totals { records: 8, bytes: 400 }, "again");
+    assert_eq!(
+        store.trim(&key, home.term, &most).await.unwrap().totals,
+        Totals { records: 8, bytes: 400 },
+        "again"
+    );
     store.delete_cursor(&key, "b").await.unwrap();
-    let keep = Keep { entries: 0, groups: 1 };
-    assert_eq!(store.trim(&key, home.term, keep).await.unwrap(), Totals { records: 12, bytes: 600 });
+    let most = keep(0, 1);
+    assert_eq!(store.trim(&key, home.term, &most).await.unwrap().totals, Totals { records: 12, bytes: 600 });
     assert_eq!(home.ids().await, ids[6..], "a holds back");
     // What is gone is no start.
     store.create_cursor(&key, "c", CursorStart::Earliest).await.unwrap();
@@ -54,10 +58,10 @@ pub async fn the_newest_entries_are_kept(fixture: Fixture) {
             ids.push(home.append(1, 5, 10).await);
         }
     }
-    for keep in (0..=9).rev() {
-        store.trim(&key, home.term, Keep { entries: keep, groups: 0 }).await.unwrap();
-        let kept = usize::try_from(keep).unwrap().min(ids.len());
-        assert_eq!(home.ids().await, ids[ids.len() - kept..], "{keep}");
+    for newest in (0..=9).rev() {
+        store.trim(&key, home.term, &keep(newest, 0)).await.unwrap();
+        let kept = usize::try_from(newest).unwrap().min(ids.len());
+        assert_eq!(home.ids().await, ids[ids.len() - kept..], "{newest}");
     }
 }
 
@@ -66,10 +70,10 @@ pub async fn a_defined_group_without_a_cursor_means_no_trim(fixture: Fixture) {
     let mut home = Home::take(&store, &key, 1).await;
     let id = home.append(1, 5, 10).await;
     store.create_cursor(&key, "g", CursorStart::Latest).await.unwrap();
-    let trimmed = store.trim(&key, home.term, Keep { entries: 0, groups: 2 }).await.unwrap();
+    let trimmed = store.trim(&key, home.term, &keep(0, 2)).await.unwrap().totals;
     assert_eq!(trimmed, Totals::default());
     assert_eq!(home.ids().await, [id]);
-    let trimmed = store.trim(&key, home.term, Keep { entries: 0, groups: 1 }).await.unwrap();
+    let trimmed = store.trim(&key, home.term, &keep(0, 1)).await.unwrap().totals;
     assert_eq!(trimmed, home.totals);
     assert_eq!(home.ids().await, []);
 }
@@ -79,12 +83,12 @@ pub async fn totals_survive_a_log_that_is_empty(mut fixture: Fixture) {
     let mut home = Home::take(&store, &key, 1).await;
     home.append(3, 5, 30).await;
     let last = home.append(4, 5, 40).await;
-    let all = Keep { entries: 0, groups: 0 };
-    assert_eq!(store.trim(&key, home.term, all).await.unwrap(), Totals { records: 7, bytes: 70 });
-    assert_eq!(store.trim(&key, home.term, all).await.unwrap(), Totals { records: 7, bytes: 70 });
+    let all = keep(0, 0);
+    assert_eq!(store.trim(&key, home.term, &all).await.unwrap().totals, Totals { records: 7, bytes: 70 });
+    assert_eq!(store.trim(&key, home.term, &all).await.unwrap().totals, Totals { records: 7, bytes: 70 });
     let next = home.append(1, 5, 10).await;
     assert_eq!(next, EntryId::new(home.term.0, 3), "a trim does not disturb the sequence");
-    store.trim(&key, home.term, all).await.unwrap();
+    store.trim(&key, home.term, &all).await.unwrap();
     let totals = home.totals;
     drop((store, home));
     fixture.restart().await;

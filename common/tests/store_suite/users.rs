@@ -2,10 +2,10 @@
 
 use penstock_common::{
     position::EntryId,
-    store::{AppendError, CommitError, CursorStart, Keep},
+    store::{AppendError, CommitError, CursorStart},
 };
 
-use crate::fixture::{Fixture, Home, partition, tenant, user};
+use crate::fixture::{Fixture, Home, keep, partition, tenant, user};
 
 pub async fn users_are_created_replaced_and_deleted(fixture: Fixture) {
     let (store, acme) = (fixture.store(), tenant("acme"));
@@ -60,7 +60,7 @@ pub async fn a_deleted_tenant_is_gone_and_its_old_homes_are_fenced(fixture: Fixt
     assert_eq!(store.cursors(&gone.partition).await.unwrap(), Default::default());
     assert_eq!(store.users(&tenant("acme")).await.unwrap(), []);
     assert!(matches!(gone.try_append(1, 5, 10).await, Err(AppendError::Fenced)));
-    let trim = store.trim(&gone.partition, gone.term, Keep { entries: 0, groups: 0 }).await;
+    let trim = store.trim(&gone.partition, gone.term, &keep(0, 0)).await;
     assert!(matches!(trim, Err(CommitError::Fenced)));
     stays.append(1, 5, 10).await;
     assert_eq!(stays.ids().await.len(), 2);

@@ -6,8 +6,10 @@ use std::{sync::Arc, time::Duration};
 use futures::future::{join_all, try_join_all};
 use penstock_common::{
     name::{PartitionKey, TenantName},
-    registry::{Group, GroupChange, GroupMode, GroupOptions, GroupStart, RegistryError, TenantDefinition},
-    store::CursorStart,
+    registry::{
+        BacklogPolicy, Group, GroupChange, GroupMode, GroupOptions, GroupStart, RegistryError,
+        TenantDefinition,
+    },
 };
 use penstock_mqtt::topic::{TOPIC_MAX, validate_filter};
 use penstock_proto::{
@@ -64,11 +66,7 @@ pub async fn create(
     if group.active {
         return Ok(to_proto(&group));
     }
-    let at = match group.start {
-        GroupStart::Latest => CursorStart::Latest,
-        GroupStart::Earliest => CursorStart::Earliest,
-        GroupStart::Time(time) => CursorStart::Time(time),
-    };
+    let at = super::orders::cursor_start(group.start);
     let keys: Vec<_> = partitions(&definition).collect();
     let cursors = keys.iter().map(|key| inside.store.create_cursor(key, &group.name, at));
     try_join_all(cursors).await.map_err(|error| status::of_store(&error))?;
@@ -91,6 +89,8 @@ pub async fn set(
         mode: None,
         unordered: wanted.unordered,
         ack_timeout_ms: wanted.ack_timeout_ms.map(ack_timeout).transpose()?,
+        max_deliveries: wanted.max_deliveries,
+        backlog: wanted.backlog.map(policy).transpose()?,
     };
     let set = inside.registry.set_group(tenant, &wanted.name, change).await;
     set.map(|group| to_proto(&group)).map_err(|error| status::of_registry(&error))
@@ -131,17 +131,31 @@ pub async fn await_active(inside: &Inside, tenant: &TenantName, name: &str) -> R
     found.unwrap_or_else(|_| Err(status::no_group()))
 }
 
-/// A group as the contract says it.
-pub fn to_proto(group: &Group) -> messaging::Group {
-    let at = match group.start {
+/// A start as the contract says it.
+pub fn start_to_proto(start: GroupStart) -> Start {
+    let at = match start {
         GroupStart::Latest => start::At::Latest(true),
         GroupStart::Earliest => start::At::Earliest(true),
         GroupStart::Time(time) => start::At::TimeMs(time),
     };
+    Start { at: Some(at) }
+}
+
+/// A start of the contract.
+pub fn start_of(at: Option<start::At>) -> GroupStart {
+    match at {
+        None | Some(start::At::Latest(_)) => GroupStart::Latest,
+        Some(start::At::Earliest(_)) => GroupStart::Earliest,
+        Some(start::At::TimeMs(time)) => GroupStart::Time(time),
+    }
+}
+
+/// A group as the contract says it.
+pub fn to_proto(group: &Group) -> messaging::Group {
     messaging::Group {
         name: group.name.clone(),
         filters: group.filters.clone(),
-        start: Some(Start { at: Some(at) }),
+        start: Some(start_to_proto(group.start)),
         created_at_ms: group.created_at,
         mode: match group.options.mode {
             GroupMode::Shared => messaging::GroupMode::Shared,
@@ -151,10 +165,18 @@ pub fn to_proto(group: &Group) -> messaging::Group {
         .into(),
         unordered: group.options.unordered,
         ack_timeout_ms: group.options.ack_timeout_ms,
+        max_deliveries: group.options.max_deliveries,
+        backlog: match group.options.backlog {
+            BacklogPolicy::Block => messaging::BacklogPolicy::Block,
+            BacklogPolicy::DropOldest => messaging::BacklogPolicy::DropOldest,
+            BacklogPolicy::Detach => messaging::BacklogPolicy::Detach,
+        }
+        .into(),
     }
 }
 
-fn partitions(tenant: &TenantDefinition) -> impl Iterator<Item = PartitionKey> + use<> {
+/// All partitions of a tenant.
+pub(super) fn partitions(tenant: &TenantDefinition) -> impl Iterator<Item = PartitionKey> + use<> {
     let name = tenant.name.clone();
     (0..tenant.tenant.partitions).map(move |partition| PartitionKey { tenant: name.clone(), partition })
 }
@@ -176,7 +198,17 @@ fn options(wanted: &messaging::Group) -> Result<GroupOptions, Status> {
         Err(_) => return Err(Status::invalid_argument("mode: not one that this version knows")),
     };
     let ack_timeout_ms = ack_timeout(wanted.ack_timeout_ms)?;
-    Ok(GroupOptions { mode, unordered: wanted.unordered, ack_timeout_ms })
+    let (max_deliveries, backlog) = (wanted.max_deliveries, policy(wanted.backlog)?);
+    Ok(GroupOptions { mode, unordered: wanted.unordered, ack_timeout_ms, max_deliveries, backlog })
+}
+
+fn policy(asked: i32) -> Result<BacklogPolicy, Status> {
+    match messaging::BacklogPolicy::try_from(asked) {
+        Ok(messaging::BacklogPolicy::Block) => Ok(BacklogPolicy::Block),
+        Ok(messaging::BacklogPolicy::DropOldest) => Ok(BacklogPolicy::DropOldest),
+        Ok(messaging::BacklogPolicy::Detach) => Ok(BacklogPolicy::Detach),
+        Err(_) => Err(Status::invalid_argument("backlog: not one that this version knows")),
+    }
 }
 
 fn checked(wanted: messaging::Group, now: u64) -> Result<Group, Status> {
@@ -195,11 +227,7 @@ fn checked(wanted: messaging::Group, now: u64) -> Result<Group, Status> {
         validate_filter(filter.as_bytes(), TOPIC_MAX)
             .map_err(|error| Status::invalid_argument(format!("filters: {filter:?}: {error}")))?;
     }
-    let start = match wanted.start.and_then(|start| start.at) {
-        None | Some(start::At::Latest(_)) => GroupStart::Latest,
-        Some(start::At::Earliest(_)) => GroupStart::Earliest,
-        Some(start::At::TimeMs(time)) => GroupStart::Time(time),
-    };
+    let start = start_of(wanted.start.and_then(|start| start.at));
     Ok(Group { name, filters, start, options, active: false, created_at: now })
 }
 

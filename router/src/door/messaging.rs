@@ -4,8 +4,9 @@ use std::{collections::BTreeSet, pin::Pin};
 
 use penstock_proto::messaging::{
     Batch, Begin, ConsumeRequest, ConsumeResponse, CreateGroupRequest, DeleteGroupRequest,
-    DeleteGroupResponse, Group, GroupStatus, Joined, ListGroupsRequest, ListGroupsResponse, PushReceipt,
-    PushRequest, SetGroupRequest, ShowGroupRequest, consume_request, consume_response,
+    DeleteGroupResponse, Group, GroupStatus, Joined, ListDeadRequest, ListDeadResponse, ListGroupsRequest,
+    ListGroupsResponse, PushReceipt, PushRequest, RedriveRequest, RedriveResponse, SeekGroupRequest,
+    SeekGroupResponse, SetGroupRequest, ShowGroupRequest, consume_request, consume_response,
     messaging_server::{Messaging, MessagingServer},
 };
 use tokio::{sync::mpsc, time::Instant};
@@ -15,7 +16,7 @@ use tonic::{Request, Response, Status, Streaming};
 use super::{
     Inside,
     auth::{Auth, Caller},
-    groups, status,
+    groups, orders, status,
 };
 use crate::{
     consume::{Consumer, Event, Partitions},
@@ -80,6 +81,29 @@ impl Messaging for MessagingService {
     async fn set_group(&self, request: Request<SetGroupRequest>) -> Result<Response<Group>, Status> {
         let caller = self.auth.messaging(&request).await?;
         groups::set(&self.inside, &caller.tenant, request.into_inner()).await.map(Response::new)
+    }
+
+    async fn seek_group(
+        &self,
+        request: Request<SeekGroupRequest>,
+    ) -> Result<Response<SeekGroupResponse>, Status> {
+        let caller = self.auth.messaging(&request).await?;
+        orders::seek(&self.inside, &caller.tenant, request.into_inner()).await?;
+        Ok(Response::new(SeekGroupResponse {}))
+    }
+
+    async fn list_dead(
+        &self,
+        request: Request<ListDeadRequest>,
+    ) -> Result<Response<ListDeadResponse>, Status> {
+        let caller = self.auth.messaging(&request).await?;
+        orders::list_dead(&self.inside, &caller.tenant, request.into_inner()).await.map(Response::new)
+    }
+
+    async fn redrive(&self, request: Request<RedriveRequest>) -> Result<Response<RedriveResponse>, Status> {
+        let caller = self.auth.messaging(&request).await?;
+        let redriven = orders::redrive(&self.inside, &caller.tenant, request.into_inner()).await?;
+        Ok(Response::new(RedriveResponse { redriven }))
     }
 
     async fn delete_group(

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use penstock_common::store::{GroupCursor, OpenEntry};
+use penstock_common::store::OpenEntry;
 
 /// Done records of one entry.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -78,11 +78,6 @@ impl Done {
             deliveries: left.map(|(index, times)| (*index, *times)).collect(),
         }
     }
-}
-
-/// Records above `done_up_to` that are done, as stored.
-pub fn done_in_open(cursor: &GroupCursor) -> u64 {
-    cursor.open.values().flat_map(|open| &open.done).map(|byte| u64::from(byte.count_ones())).sum()
 }
 
 #[cfg(test)]

@@ -5,7 +5,10 @@
 //! * Records of a client are handed out in the order of the log (redeliveries aside), and while some are open, all go to
 //!   the consumer that holds them; unless the group is unordered.
 //! * Every record above done-up-to is waiting, handed out under one number, or done.
-//! * Bounded: at most [`LOOK_AHEAD_RECORDS`] records and [`LOOK_AHEAD_BYTES`] of entries above done-up-to, plus one entry.
+//! * Records done since the group began here are those that [`Counts`] count.
+//! * Bounded: at most [`LOOK_AHEAD_RECORDS`] records and [`LOOK_AHEAD_BYTES`] that wait, and [`ABOVE_ENTRIES`],
+//!   [`ABOVE_RECORDS`] and [`ABOVE_BYTES`] of all above done-up-to, plus one entry. What is in consumers' hands is not what
+//!   waits: a consumer that holds much holds up nobody else.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -16,7 +19,7 @@ use std::{
 use penstock_common::{
     clock::UnixMillis,
     position::EntryId,
-    store::{GroupCursor, OpenEntry, StoredEntry},
+    store::{Counts, DeadLetter, GroupCursor, OpenEntry, StoredEntry},
 };
 
 pub use super::chunks::HandOut;
@@ -30,10 +33,18 @@ mod hand_out;
 mod report;
 mod settle;
 
-/// Records above done-up-to that are looked at.
+/// Records that wait to be handed out.
 pub const LOOK_AHEAD_RECORDS: u64 = 10_000;
-/// Bytes of entries that are held.
+/// Their bytes.
 pub const LOOK_AHEAD_BYTES: usize = 8 << 20;
+/// Entries above done-up-to.
+pub const ABOVE_ENTRIES: usize = 20_000;
+/// Records above done-up-to, done or not.
+pub const ABOVE_RECORDS: u64 = 200_000;
+/// Bytes of entries above done-up-to that are not done.
+pub const ABOVE_BYTES: usize = 64 << 20;
+/// Dead letters that wait to be written; beyond it nothing is read.
+const DEAD_WAITING: usize = 1_000;
 /// An entry up to this size is passed on as it is.
 const WHOLE_BYTES: usize = 2 << 20;
 /// Ranges acked for entries that have not been read yet (they were handed out by an earlier home).
@@ -46,6 +57,10 @@ pub struct Standing {
     pub done_up_to: EntryId,
     /// Records done since the beginning of the log.
     pub done: u64,
+    /// What was done with them since the group began here.
+    pub counts: Counts,
+    /// The group holds nothing back.
+    pub detached: bool,
     /// Records in consumers' hands.
     pub open: u64,
     /// Consumers.
@@ -69,11 +84,19 @@ pub struct Tally {
     pub nacked: u64,
     /// Passed because they can't be read.
     pub unreadable: u64,
+    /// Made dead letters.
+    pub dead: u64,
+    /// Passed because they were trimmed.
+    pub missed: u64,
 }
 
 /// How records are handed out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Rules {
+    /// The group's number: entries for another group alone are passed.
+    pub number: u64,
+    /// Handed out so often and come back: a dead letter. 0: never.
+    pub max_deliveries: u32,
     /// Each record stands alone: the order of clients is not kept.
     pub unordered: bool,
 }
@@ -97,7 +120,15 @@ pub struct Dispatch {
     book: Book,
     done_up_to: EntryId,
     done_records: u64,
+    counts: Counts,
     read_to: EntryId,
+    /// `Totals::records` at `read_to`.
+    read_records: u64,
+    /// Only what is handed out here can be acknowledged.
+    strict: bool,
+    dead: Vec<DeadLetter>,
+    /// Of the last change, which may not have been written.
+    dead_said: Vec<DeadLetter>,
     changed: bool,
     tally: Tally,
 }
@@ -120,10 +151,21 @@ impl Dispatch {
             book: Book::default(),
             done_up_to: cursor.done_up_to,
             done_records: cursor.done_records,
+            counts: cursor.counts,
             read_to: cursor.done_up_to,
-            changed: false,
+            read_records: cursor.done_records,
+            strict: false,
+            dead: Vec::new(),
+            dead_said: Vec::new(),
+            // What is written attaches the group again.
+            changed: cursor.detached,
             tally: Tally::default(),
         }
+    }
+
+    /// Goes on after a seek: what was handed out before it can't be acknowledged.
+    pub fn sought(filters: Vec<Vec<u8>>, cursor: GroupCursor) -> Self {
+        Self { strict: true, ..Self::new(filters, cursor) }
     }
 
     /// Sets the rules; entries that are told apart already stay as they are.
@@ -138,9 +180,44 @@ impl Dispatch {
 
     /// Whether more entries would be handed out. Ask after [`Self::pump`].
     pub fn wants(&self) -> bool {
-        let room = self.held.is_empty()
-            || (self.held_records < LOOK_AHEAD_RECORDS && self.held_bytes < LOOK_AHEAD_BYTES);
-        room && self.book.most_free().is_some()
+        (self.held.is_empty() || self.has_room())
+            && self.dead.len() < DEAD_WAITING
+            && self.book.most_free().is_some()
+    }
+
+    fn has_room(&self) -> bool {
+        if self.held.len() >= ABOVE_ENTRIES
+            || self.held_records >= ABOVE_RECORDS
+            || self.held_bytes >= ABOVE_BYTES
+        {
+            return false;
+        }
+        if self.held_records < LOOK_AHEAD_RECORDS && self.held_bytes < LOOK_AHEAD_BYTES {
+            return true;
+        }
+        let waiting = self.held.iter().map(Held::waiting);
+        let (records, bytes) = waiting.fold((0, 0), |all, own| (all.0 + own.0, all.1 + own.1));
+        records < LOOK_AHEAD_RECORDS && bytes < LOOK_AHEAD_BYTES
+    }
+
+    /// Records up to an entry, of which there are so many with all before, were trimmed unless they have been read.
+    pub fn pass(&mut self, up_to: EntryId, records: u64) {
+        if up_to <= self.read_to {
+            return;
+        }
+        let later = self.stored.split_off(&up_to);
+        let mut gone = std::mem::replace(&mut self.stored, later);
+        gone.extend(self.stored.remove_entry(&up_to));
+        let later = self.early.split_off(&up_to);
+        let ranges = std::mem::replace(&mut self.early, later);
+        self.early_ranges -= ranges.values().map(Vec::len).sum::<usize>();
+        let between = records.saturating_sub(self.read_records);
+        if between > 0 {
+            let done = gone.values().map(OpenEntry::done).sum::<u64>().min(between);
+            self.held.push_back(Held::gone(up_to, records, done, between - done));
+        }
+        (self.read_to, self.read_records) = (up_to, records.max(self.read_records));
+        self.advance();
     }
 
     /// The next entry of the log. One that is not above [`Self::read_to`] is ignored.
@@ -148,13 +225,21 @@ impl Dispatch {
         if entry.id <= self.read_to {
             return;
         }
-        self.read_to = entry.id;
-        self.stored = self.stored.split_off(&entry.id);
+        let (totals, count) = (entry.entry.totals, u64::from(entry.entry.count));
+        let before = EntryId { sequence: entry.id.sequence.saturating_sub(1), ..entry.id };
+        self.pass(before, totals.records.saturating_sub(count));
+        (self.read_to, self.read_records) = (entry.id, totals.records);
         let open = self.stored.remove(&entry.id);
         let held = Held::new(entry, open.as_ref());
-        self.held_records += u64::from(held.done.count());
+        self.held_records += count;
         self.held_bytes += held.bytes();
-        let complete = held.done.complete();
+        let foreign = entry.only_for().is_some_and(|group| group != self.rules.number);
+        if foreign {
+            let filtered = count - u64::from(held.done.done());
+            self.counts.filtered += filtered;
+            self.tally.filtered += filtered;
+        }
+        let complete = foreign || held.done.complete();
         self.held.push_back(held);
         let at = self.held.len() - 1;
         if complete {
@@ -192,6 +277,7 @@ impl Dispatch {
             self.take_back(number);
         }
         self.book.leave(consumer);
+        self.advance();
     }
 
     /// A new bound for records in a consumer's hands.
@@ -226,9 +312,14 @@ impl Dispatch {
             false => hasher.hash_one(client),
         };
         match held.split(&self.filters, hash) {
-            Ok(filtered) => self.tally.filtered += filtered,
+            Ok(filtered) => {
+                self.tally.filtered += filtered;
+                self.counts.filtered += filtered;
+            }
             Err(_) => {
-                self.tally.unreadable += u64::from(held.done.count() - held.done.done());
+                let unreadable = u64::from(held.done.count() - held.done.done());
+                self.tally.unreadable += unreadable;
+                self.counts.dropped += unreadable;
                 self.finish(at);
                 return;
             }

@@ -66,6 +66,12 @@ pub struct Held {
     pub deliveries: BTreeMap<u32, u32>,
     /// To be written.
     pub dirty: bool,
+    /// Records in consumers' hands.
+    pub out: u32,
+    /// Records before it, if it stands for entries that are gone: done by then.
+    pub known: u64,
+    /// And not done by then.
+    pub missed: u64,
     /// See [`Shape`].
     pub shape: Shape,
     records: Bytes,
@@ -84,9 +90,35 @@ impl Held {
             done: stored.unwrap_or_else(|| Done::none(count)),
             deliveries,
             dirty: false,
+            out: 0,
+            known: 0,
+            missed: 0,
             shape: Shape::Untouched,
             records: entry.entry.records.clone(),
         }
+    }
+
+    /// Stands for entries up to this one that are gone.
+    pub fn gone(up_to: EntryId, records: u64, known: u64, missed: u64) -> Self {
+        Self {
+            id: up_to,
+            received_at: 0,
+            totals: Totals { records, bytes: 0 },
+            done: Done::none(0),
+            deliveries: BTreeMap::new(),
+            dirty: false,
+            out: 0,
+            known,
+            missed,
+            shape: Shape::Finished,
+            records: Bytes::new(),
+        }
+    }
+
+    /// Records that wait to be handed out, and about their bytes.
+    pub fn waiting(&self) -> (u64, usize) {
+        let (count, left) = (self.done.count(), self.done.count() - self.done.done() - self.out);
+        (u64::from(left), self.bytes() / (count.max(1) as usize) * left as usize)
     }
 
     /// Bytes of records that it holds.

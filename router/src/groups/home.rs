@@ -9,7 +9,7 @@ use penstock_common::{
     name::{PartitionKey, TenantName},
     position::{EntryId, Term},
     registry::Members,
-    store::{CommitError, CursorChange, Cursors, StoreError, StoredEntry, Totals},
+    store::{CommitError, CursorChange, CursorStart, Cursors, StoreError, StoredEntry, Totals},
 };
 use penstock_proto::{
     admin::{ClientStatus, ClientSummary, LinkStatus},
@@ -50,6 +50,12 @@ pub trait PartitionHome: Send + Sync + 'static {
 
     /// All cursors of the partition.
     async fn cursors(&self) -> Result<Cursors, StoreError>;
+
+    /// Sets a group's cursor anew under the present term.
+    async fn seek(&self, group: &str, to: CursorStart) -> Result<(), CommitError>;
+
+    /// Appends a `RecordBatch` that only the group of this number gets. An error means that it may be there all the same.
+    async fn append_for(&self, group: u64, records: Bytes, count: u32) -> Result<(), StoreError>;
 
     /// Cancelled when this router is no longer the home.
     fn lost(&self) -> &CancellationToken;

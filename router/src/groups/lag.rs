@@ -7,11 +7,11 @@ use penstock_common::{
     clock::UnixMillis,
     name::PartitionKey,
     position::EntryId,
-    store::{GroupCursor, Store, StoreError, StoredEntry, Totals},
+    store::{Counts, Cursors, DeadLetters, Store, StoreError, StoredEntry, Totals},
 };
 use penstock_proto::messaging::PartitionStatus;
 
-use super::{cursor::done_in_open, dispatch::Standing, home::PartitionHome, serve::Serving};
+use super::{dispatch::Standing, home::PartitionHome, serve::Serving};
 
 /// Bytes of the log's end that are read to find its last entry.
 const LAST: usize = 1;
@@ -25,7 +25,7 @@ pub async fn at_home(
 ) -> Result<PartitionStatus, StoreError> {
     let standing = match serving.standing(home.key(), group).await {
         Some(standing) => standing,
-        None => standing_of(home.cursors().await?.groups.get(group)),
+        None => standing_of(&home.cursors().await?, group),
     };
     let oldest = match standing.oldest {
         Some(oldest) => Some(oldest),
@@ -34,7 +34,8 @@ pub async fn at_home(
             next.first().map(|entry| entry.entry.first_received_at)
         }
     };
-    Ok(status(home.key().partition, standing, home.totals(), oldest, now))
+    let dead = serving.store.dead_letters(home.key(), group, 0, 0).await?;
+    Ok(status(home.key().partition, standing, home.totals(), oldest, &dead, now))
 }
 
 /// As the store knows it.
@@ -44,14 +45,15 @@ pub async fn in_store(
     group: &str,
     now: UnixMillis,
 ) -> Result<PartitionStatus, StoreError> {
-    let standing = standing_of(store.cursors(key).await?.groups.get(group));
+    let standing = standing_of(&store.cursors(key).await?, group);
     let oldest = store.read(key, standing.done_up_to, 1, 1).await?;
     let totals = match last_entry(store, key).await? {
         Some(last) => last.entry.totals,
         None => Totals { records: standing.done, bytes: 0 },
     };
     let oldest = oldest.first().map(|entry| entry.entry.first_received_at);
-    Ok(status(key.partition, standing, totals, oldest, now))
+    let dead = store.dead_letters(key, group, 0, 0).await?;
+    Ok(status(key.partition, standing, totals, oldest, &dead, now))
 }
 
 async fn last_entry(store: &dyn Store, key: &PartitionKey) -> Result<Option<StoredEntry>, StoreError> {
@@ -61,12 +63,17 @@ async fn last_entry(store: &dyn Store, key: &PartitionKey) -> Result<Option<Stor
 }
 
 /// As a cursor says it.
-pub(super) fn standing_of(cursor: Option<&GroupCursor>) -> Standing {
-    cursor.map_or_else(Standing::default, |cursor| Standing {
+pub(super) fn standing_of(cursors: &Cursors, group: &str) -> Standing {
+    let Some(cursor) = cursors.groups.get(group) else { return Standing::default() };
+    let missed = cursor.missed(cursors.trimmed);
+    let counts = Counts { dropped: cursor.counts.dropped + missed, ..cursor.counts };
+    Standing {
         done_up_to: cursor.done_up_to,
-        done: cursor.done_records + done_in_open(cursor),
+        done: cursor.done_records + cursor.done_in_open() + missed,
+        counts,
+        detached: cursor.detached,
         ..Standing::default()
-    })
+    }
 }
 
 fn status(
@@ -74,8 +81,10 @@ fn status(
     standing: Standing,
     totals: Totals,
     oldest: Option<UnixMillis>,
+    dead: &DeadLetters,
     now: UnixMillis,
 ) -> PartitionStatus {
+    let counts = standing.counts;
     let lag = totals.records.saturating_sub(standing.done);
     PartitionStatus {
         partition,
@@ -83,5 +92,14 @@ fn status(
         open_records: standing.open,
         oldest_ms: oldest.filter(|_| lag > 0).map_or(0, |since| now.saturating_sub(since)),
         consumers: standing.consumers,
+        appended_records: totals.records.saturating_sub(counts.began),
+        filtered_records: counts.filtered,
+        acked_records: counts.acked,
+        dead_records: counts.dead,
+        dropped_records: counts.dropped,
+        detached: standing.detached,
+        dead_letters: dead.kept,
+        dead_letter_bytes: dead.bytes,
+        dead_letters_dropped: dead.dropped,
     }
 }

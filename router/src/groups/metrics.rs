@@ -32,6 +32,8 @@ pub struct GroupRecords {
     acked: Counter,
     filtered: Counter,
     nacked: Counter,
+    dead: Counter,
+    dropped: Counter,
 }
 
 impl Default for GroupRecords {
@@ -44,6 +46,8 @@ impl Default for GroupRecords {
             acked: of("acked"),
             filtered: of("filtered"),
             nacked: of("nacked"),
+            dead: of("dead"),
+            dropped: of("dropped"),
             family,
         }
     }
@@ -69,7 +73,22 @@ impl GroupRecords {
         self.acked.inc_by(tally.acked);
         self.filtered.inc_by(tally.filtered);
         self.nacked.inc_by(tally.nacked);
+        self.dead.inc_by(tally.dead);
+        self.dropped.inc_by(tally.missed + tally.unreadable);
     }
+}
+
+/// What is shown of a group.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Figures {
+    /// Records that it is not done with.
+    pub lag: u64,
+    /// Age of the oldest of them.
+    pub oldest: Duration,
+    /// Records that were removed before it was done with them, since it began.
+    pub dropped: u64,
+    /// Records that became dead letters, since it began.
+    pub dead: u64,
 }
 
 /// How far groups are behind, over the partitions whose home is this router.
@@ -77,13 +96,16 @@ impl GroupRecords {
 pub struct Lags {
     records: Family<Labels, Gauge>,
     oldest: Family<Labels, Gauge<f64, AtomicU64>>,
+    dropped: Family<Labels, Gauge>,
+    dead: Family<Labels, Gauge>,
+    unbalanced: Gauge,
     unshown: Gauge,
     shown: BTreeSet<GroupName>,
 }
 
 impl Lags {
-    /// Registers `penstock_group_lag_records` and `penstock_group_oldest_seconds`, both `{tenant,group}`, and
-    /// `penstock_groups_unshown`.
+    /// Registers `penstock_group_lag_records`, `penstock_group_oldest_seconds`, `penstock_group_dropped_records` and
+    /// `penstock_group_dead_records`, all `{tenant,group}`, `penstock_ledger_unbalanced` and `penstock_groups_unshown`.
     pub fn register(&self, registry: &mut Registry) {
         registry.register(
             "penstock_group_lag_records",
@@ -94,6 +116,21 @@ impl Lags {
             "penstock_group_oldest_seconds",
             "Age of the oldest record that a group is not done with, of partitions whose home is here",
             self.oldest.clone(),
+        );
+        registry.register(
+            "penstock_group_dropped_records",
+            "Records removed before a group was done with them, of partitions whose home is here",
+            self.dropped.clone(),
+        );
+        registry.register(
+            "penstock_group_dead_records",
+            "Records of a group that became dead letters, of partitions whose home is here",
+            self.dead.clone(),
+        );
+        registry.register(
+            "penstock_ledger_unbalanced",
+            "Groups whose counts do not add up, by partition",
+            self.unbalanced.clone(),
         );
         registry.register(
             "penstock_groups_unshown",
@@ -121,20 +158,30 @@ impl Lags {
     }
 
     /// Sets the figures of a group that is shown; others are ignored. None: not known yet.
-    pub fn set(&self, group: &GroupName, figures: Option<(u64, Duration)>) {
+    pub fn set(&self, group: &GroupName, figures: Option<Figures>) {
         if !self.shown.contains(group) {
             return;
         }
-        let Some((records, oldest)) = figures else { return self.hide(group) };
+        let Some(figures) = figures else { return self.hide(group) };
         let labels = labels(group);
-        self.records.get_or_create(&labels).set(i64::try_from(records).unwrap_or(i64::MAX));
-        self.oldest.get_or_create(&labels).set(oldest.as_secs_f64());
+        let whole = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
+        self.records.get_or_create(&labels).set(whole(figures.lag));
+        self.oldest.get_or_create(&labels).set(figures.oldest.as_secs_f64());
+        self.dropped.get_or_create(&labels).set(whole(figures.dropped));
+        self.dead.get_or_create(&labels).set(whole(figures.dead));
+    }
+
+    /// Sets how many groups have counts that do not add up.
+    pub fn set_unbalanced(&self, groups: u64) {
+        self.unbalanced.set(i64::try_from(groups).unwrap_or(i64::MAX));
     }
 
     fn hide(&self, group: &GroupName) {
         let labels = labels(group);
         self.records.remove(&labels);
         self.oldest.remove(&labels);
+        self.dropped.remove(&labels);
+        self.dead.remove(&labels);
     }
 }
 
@@ -162,7 +209,8 @@ mod tests {
         let group = |n: usize| (TenantName::new("demo").unwrap(), format!("g{n:05}"));
         let mut all: BTreeSet<GroupName> = (10..SHOWN + 13).map(group).collect();
         let set = |lags: &Lags, all: &BTreeSet<GroupName>| {
-            all.iter().for_each(|name| lags.set(name, Some((1, Duration::from_millis(1_500)))));
+            let figures = Figures { lag: 1, oldest: Duration::from_millis(1_500), dropped: 0, dead: 0 };
+            all.iter().for_each(|name| lags.set(name, Some(figures)));
         };
         lags.keep(&all);
         set(&lags, &all);

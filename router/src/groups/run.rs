@@ -8,7 +8,7 @@ use std::{collections::VecDeque, future::Future, pin::Pin, sync::Arc, time::Dura
 
 use hashbrown::HashMap;
 use penstock_common::{
-    registry::{Group, GroupMode},
+    registry::{Group, GroupMode, GroupOptions},
     store::{CommitError, GroupCursor, StoreError, StoredEntry},
 };
 use penstock_proto::messaging::Batch;
@@ -23,7 +23,7 @@ use super::{
     dispatch::{Dispatch, HandOut, Rules},
     home::PartitionHome,
     serve::{Failed, Serving},
-    served::{Command, Ended, Joining, Occupied, Say, Sending, Served, entry_of},
+    served::{Command, Ended, Joining, Occupied, Say, Seek, Sending, Served, entry_of},
 };
 use crate::{consume::FIRST, pace::Backoff};
 
@@ -45,6 +45,7 @@ fn fresh_backoff() -> Backoff {
 }
 
 struct Consumer {
+    joining: Joining,
     sending: Sending,
     /// Handed out, and no room in the channel yet: bounded by the consumer's credit and the look-ahead.
     waiting: VecDeque<Batch>,
@@ -75,6 +76,8 @@ pub(super) struct Run {
     pause: Option<Instant>,
     backoff: Backoff,
     commit_at: Option<Instant>,
+    /// Where the group is to go.
+    seeking: Option<Seek>,
 }
 
 enum Turn {
@@ -115,15 +118,16 @@ impl Run {
             pause: None,
             backoff: fresh_backoff(),
             commit_at: None,
+            seeking: None,
         }
     }
 
     pub(super) async fn run(mut self, failed: Failed) {
         match self.serving.cursor(&self.home, &self.group.name).await {
-            Ok(cursor) => {
-                let filters = self.group.filters.iter().map(|filter| filter.clone().into_bytes());
-                self.dispatch = Dispatch::new(filters.collect(), cursor);
+            Ok((cursor, trimmed)) => {
+                self.dispatch = Dispatch::new(filters(&self.group), cursor);
                 self.dispatch.set_rules(rules(&self.group));
+                self.dispatch.pass(trimmed.0, trimmed.1.records);
                 self.serve().await;
             }
             Err(error) => {
@@ -176,6 +180,9 @@ impl Run {
             // What a consumer said before it went is heard first: otherwise others get what is done.
             while let Ok(command) = self.received.try_recv() {
                 self.obey(command);
+            }
+            if let Some(seek) = self.seeking.take() {
+                self.seek(seek).await;
             }
             self.drop_gone();
             if self.consumers.is_empty() && self.close().await {
@@ -260,7 +267,12 @@ impl Run {
     fn obey(&mut self, command: Command) {
         match command {
             Command::Join { joining, reply } => self.join(joining, reply),
-            Command::Say { consumer, say: Say::Credit(credit) } => self.dispatch.set_credit(consumer, credit),
+            Command::Say { consumer, say: Say::Credit(credit) } => {
+                self.dispatch.set_credit(consumer, credit);
+                if let Some(own) = self.consumers.get_mut(&consumer) {
+                    own.joining.credit = credit;
+                }
+            }
             Command::Say { say: Say::Acks(acks), .. } => {
                 for range in &acks.ranges {
                     self.dispatch.ack(entry_of(range), range.index, range.count);
@@ -272,6 +284,8 @@ impl Run {
                     self.dispatch.nack(entry_of(range), range.index, range.count, delay, now);
                 }
             }
+            // Of two, the one that came later is the one that is wanted.
+            Command::Seek(seek) => self.seeking = Some(seek),
             Command::Standing(reply) => {
                 // Counts are never behind what is told.
                 self.count();
@@ -300,8 +314,38 @@ impl Run {
         let (served, sending) = Served::new(joining.consumer, commands, &self.wake);
         if reply.send(Ok(served)).is_ok() {
             self.dispatch.join(joining.consumer, joining.credit, joining.ack_timeout_ms);
-            self.consumers.insert(joining.consumer, Consumer { sending, waiting: VecDeque::new() });
+            let consumer = Consumer { joining, sending, waiting: VecDeque::new() };
+            self.consumers.insert(joining.consumer, consumer);
         }
+    }
+
+    /// Sets the cursor anew and begins there, with the same consumers: what they hold can't be acknowledged any more.
+    async fn seek(&mut self, seek: Seek) {
+        if let Some(writing) = self.writing.take() {
+            let wrote = writing.await;
+            self.wrote(wrote);
+        }
+        let sought = async {
+            self.home.seek(&self.group.name, seek.to).await?;
+            Ok::<_, CommitError>(self.serving.cursor(&self.home, &self.group.name).await?)
+        };
+        let sought = match sought.await {
+            Ok((cursor, _)) => {
+                self.count();
+                self.dispatch = Dispatch::sought(filters(&self.group), cursor);
+                self.dispatch.set_rules(rules(&self.group));
+                for consumer in self.consumers.values_mut() {
+                    let Joining { consumer: id, credit, ack_timeout_ms } = consumer.joining;
+                    consumer.waiting.clear();
+                    self.dispatch.join(id, credit, ack_timeout_ms);
+                }
+                (self.reading, self.caught_up, self.commit_at) = (None, false, None);
+                Ok(())
+            }
+            Err(error) => Err(error),
+        };
+        // Who asked may have gone.
+        let _ = seek.reply.send(sought);
     }
 
     fn took_in(&mut self, read: Result<Vec<Arc<StoredEntry>>, StoreError>) {
@@ -395,7 +439,12 @@ async fn ready<T>(slot: &mut Option<Pin<Box<dyn Future<Output = T> + Send>>>) ->
 }
 
 fn rules(group: &Group) -> Rules {
-    Rules { unordered: group.options.unordered }
+    let GroupOptions { max_deliveries, unordered, .. } = group.options;
+    Rules { number: group.number(), max_deliveries, unordered }
+}
+
+fn filters(group: &Group) -> Vec<Vec<u8>> {
+    group.filters.iter().map(|filter| filter.clone().into_bytes()).collect()
 }
 
 fn batch(partition: u32, hand_out: HandOut) -> Batch {

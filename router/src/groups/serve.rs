@@ -10,8 +10,9 @@ use hashbrown::HashMap;
 use penstock_common::{
     clock::Seams,
     name::PartitionKey,
+    position::EntryId,
     registry::{Definitions, Group},
-    store::{CursorStart, GroupCursor, Store, StoreError},
+    store::{CommitError, CursorStart, GroupCursor, Store, StoreError, Totals},
 };
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::warn;
@@ -21,7 +22,7 @@ use super::{
     home::PartitionHome,
     metrics::GroupRecords,
     run::Run,
-    served::{Command, Joining, Occupied, Served},
+    served::{Command, Joining, Occupied, Seek, Served},
 };
 
 /// Commands that wait for one task.
@@ -31,7 +32,7 @@ const JOIN_TRIES: usize = 8;
 
 /// The groups that this router serves.
 pub struct Serving {
-    store: Arc<dyn Store>,
+    pub(super) store: Arc<dyn Store>,
     pub(super) definitions: watch::Receiver<Arc<Definitions>>,
     pub(super) seams: Seams,
     /// Counts of what is done with records.
@@ -120,6 +121,35 @@ impl Serving {
         Err(JoinError::NotHome)
     }
 
+    /// Sets a group's cursor on the home's partition anew. While it is consumed, its consumers get records from there on.
+    pub async fn seek(
+        self: &Arc<Self>,
+        home: &Arc<dyn PartitionHome>,
+        group: &str,
+        to: CursorStart,
+    ) -> Result<(), JoinError> {
+        for _ in 0..JOIN_TRIES {
+            if home.lost().is_cancelled() {
+                return Err(JoinError::NotHome);
+            }
+            let definition = self.group(home.key(), group).ok_or(JoinError::NoGroup)?;
+            let (commands, failed) = self.task(home, &definition);
+            let (reply, sought) = oneshot::channel();
+            if commands.send(Command::Seek(Seek { to, reply })).await.is_ok()
+                && let Ok(sought) = sought.await
+            {
+                return sought.map_err(|error| match error {
+                    CommitError::Fenced => JoinError::NotHome,
+                    CommitError::Store(error) => JoinError::Store(error),
+                });
+            }
+            if let Some(error) = failed.get() {
+                return Err(JoinError::Store(error.clone()));
+            }
+        }
+        Err(JoinError::NotHome)
+    }
+
     /// What a served group is doing; None: it has no consumers here.
     pub async fn standing(&self, key: &PartitionKey, group: &str) -> Option<Standing> {
         let commands = self.lock().get(&(key.clone(), group.to_owned()))?.commands.clone();
@@ -179,13 +209,15 @@ impl Serving {
         &self,
         home: &Arc<dyn PartitionHome>,
         group: &str,
-    ) -> Result<GroupCursor, StoreError> {
-        if let Some(cursor) = home.cursors().await?.groups.remove(group) {
-            return Ok(cursor);
+    ) -> Result<(GroupCursor, (EntryId, Totals)), StoreError> {
+        let mut cursors = home.cursors().await?;
+        if let Some(cursor) = cursors.groups.remove(group) {
+            return Ok((cursor, cursors.trimmed));
         }
         warn!(partition = %home.key(), group, "the group has no cursor: it begins at the oldest retained record");
         self.store.create_cursor(home.key(), group, CursorStart::Earliest).await?;
-        Ok(home.cursors().await?.groups.remove(group).unwrap_or_default())
+        let mut cursors = home.cursors().await?;
+        Ok((cursors.groups.remove(group).unwrap_or_default(), cursors.trimmed))
     }
 }
 

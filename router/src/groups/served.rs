@@ -3,7 +3,10 @@
 
 use std::sync::{Arc, OnceLock};
 
-use penstock_common::position::EntryId;
+use penstock_common::{
+    position::EntryId,
+    store::{CommitError, CursorStart},
+};
 use penstock_proto::messaging::{Acks, Batch, Nacks};
 use tokio::sync::{Notify, mpsc, oneshot};
 
@@ -55,6 +58,13 @@ pub(super) enum Command {
     Join { joining: Joining, reply: oneshot::Sender<Result<Served, Occupied>> },
     Say { consumer: ConsumerId, say: Say },
     Standing(oneshot::Sender<Standing>),
+    Seek(Seek),
+}
+
+/// The group is to go elsewhere.
+pub(super) struct Seek {
+    pub(super) to: CursorStart,
+    pub(super) reply: oneshot::Sender<Result<(), CommitError>>,
 }
 
 /// The group is for one consumer at a time, and has one.

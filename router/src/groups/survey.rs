@@ -11,7 +11,7 @@ use penstock_common::{
     name::PartitionKey,
     position::EntryId,
     registry::Group,
-    store::{Store, StoreError},
+    store::{Counts, Store, StoreError},
 };
 use tokio::time::{sleep, timeout};
 use tracing::debug;
@@ -20,7 +20,7 @@ use super::{
     dispatch::Standing,
     home::PartitionHome,
     lag::standing_of,
-    metrics::{GroupName, Lags},
+    metrics::{Figures, GroupName, Lags},
     serve::Serving,
 };
 
@@ -52,6 +52,7 @@ struct Known {
     created_at: UnixMillis,
     done: u64,
     done_up_to: EntryId,
+    counts: Counts,
     /// When the first record above it was received; None: not looked up yet.
     oldest: Option<UnixMillis>,
 }
@@ -146,7 +147,8 @@ impl Survey {
 
     fn show(&self, found: &Found) {
         let now = self.seams.now_ms();
-        let mut figures: BTreeMap<GroupName, Option<(u64, Duration)>> = BTreeMap::new();
+        let mut figures: BTreeMap<GroupName, Option<Figures>> = BTreeMap::new();
+        let mut unbalanced = 0;
         for (key, (home, groups)) in found {
             let stored = home.totals().records;
             for group in groups {
@@ -155,10 +157,18 @@ impl Survey {
                 let Some(known) = known else { continue };
                 let lag = stored.saturating_sub(known.done);
                 let oldest = known.oldest.filter(|_| lag > 0).map_or(0, |since| now.saturating_sub(since));
-                let (records, longest) = sum.unwrap_or_default();
-                *sum = Some((records.saturating_add(lag), longest.max(Duration::from_millis(oldest))));
+                let before = sum.unwrap_or_default();
+                *sum = Some(Figures {
+                    lag: before.lag.saturating_add(lag),
+                    oldest: before.oldest.max(Duration::from_millis(oldest)),
+                    dropped: before.dropped.saturating_add(known.counts.dropped),
+                    dead: before.dead.saturating_add(known.counts.dead),
+                });
+                let balanced = known.done.checked_sub(known.counts.began) == Some(known.counts.done());
+                unbalanced += u64::from(!balanced);
             }
         }
+        self.lags.set_unbalanced(unbalanced);
         for (group, figures) in figures {
             self.lags.set(&group, figures);
         }
@@ -190,8 +200,8 @@ impl Visit<'_> {
         self.reads = self.reads.saturating_sub(1);
         let cursors = within(self.home.cursors()).await?;
         for group in unserved {
-            if let Some(cursor) = cursors.groups.get(&group.name) {
-                self.learn(group, standing_of(Some(cursor))).await?;
+            if cursors.groups.contains_key(&group.name) {
+                self.learn(group, standing_of(&cursors, &group.name)).await?;
             }
         }
         Ok(())
@@ -204,6 +214,7 @@ impl Visit<'_> {
             created_at: group.created_at,
             done: standing.done,
             done_up_to: standing.done_up_to,
+            counts: standing.counts,
             oldest,
         };
         self.known.insert(group.name.clone(), known);

@@ -150,7 +150,7 @@ async fn options_are_set_and_hold_for_consumers_that_come_later() {
     let mut consumer = cluster.consume(0, "g", 100, 0).await;
     assert_eq!(one(&mut consumer).await.times, 1);
     assert_eq!(one(&mut consumer).await.times, 2, "the group's ack timeout holds");
-    let missing = SetGroupRequest { name: "nobody".into(), unordered: Some(true), ack_timeout_ms: None };
+    let missing = SetGroupRequest { name: "nobody".into(), unordered: Some(true), ..Default::default() };
     let missing = cluster.messaging(0).await.set_group(cluster.request(APP, missing)).await;
     assert_eq!(missing.unwrap_err().code(), Code::NotFound);
 }

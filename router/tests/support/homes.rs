@@ -14,7 +14,10 @@ use penstock_common::{
     name::{PartitionKey, TenantName},
     position::{EntryId, Term},
     registry::Members,
-    store::{CommitError, CursorChange, Cursors, Entry, Store, StoreError, StoredEntry, Totals},
+    store::{
+        CommitError, CursorChange, CursorStart, Cursors, Entry, Segment, Store, StoreError, StoredEntry,
+        Totals,
+    },
 };
 use penstock_proto::{
     admin::{ClientStatus, ClientSummary},
@@ -44,11 +47,14 @@ pub struct TestHome {
 impl TestHome {
     pub async fn append(&self, records: Vec<Record>) -> EntryId {
         let count = u32::try_from(records.len()).unwrap();
-        let bytes: Bytes = RecordBatch { records }.encode_to_vec().into();
+        self.append_entry(RecordBatch { records }.encode_to_vec().into(), vec![], count).await
+    }
+
+    async fn append_entry(&self, bytes: Bytes, segments: Vec<Segment>, count: u32) -> EntryId {
         let mut totals = *self.totals.lock().unwrap();
         totals.records += u64::from(count);
         totals.bytes += bytes.len() as u64;
-        let entry = Entry { records: bytes, segments: vec![], count, first_received_at: 1, totals };
+        let entry = Entry { records: bytes, segments, count, first_received_at: 1, totals };
         let id = self.store.append(&self.key, self.term, &entry).await.unwrap();
         *self.totals.lock().unwrap() = totals;
         self.last.send_replace(id);
@@ -89,6 +95,13 @@ impl PartitionHome for TestHome {
     }
     async fn cursors(&self) -> Result<Cursors, StoreError> {
         self.store.cursors(&self.key).await
+    }
+    async fn seek(&self, group: &str, to: CursorStart) -> Result<(), CommitError> {
+        self.store.seek(&self.key, self.term, group, to).await
+    }
+    async fn append_for(&self, group: u64, records: Bytes, count: u32) -> Result<(), StoreError> {
+        self.append_entry(records, vec![Segment::only_for(group, count)], count).await;
+        Ok(())
     }
     fn lost(&self) -> &CancellationToken {
         &self.lost

@@ -20,8 +20,9 @@ use penstock_common::{
 use penstock_proto::{
     admin::{CreateTenantRequest, admin_client::AdminClient},
     messaging::{
-        Acks, Batch, Begin, ConsumeRequest, ConsumeResponse, CreateGroupRequest, Group, Range,
-        ShowGroupRequest, Start, consume_request, consume_response, messaging_client::MessagingClient, start,
+        Acks, Batch, Begin, ConsumeRequest, ConsumeResponse, CreateGroupRequest, Group, PartitionStatus,
+        Range, ShowGroupRequest, Start, consume_request, consume_response, messaging_client::MessagingClient,
+        start,
     },
     record::{Record, RecordBatch},
 };
@@ -256,11 +257,15 @@ impl Cluster {
         TestConsumer { requests, responses, joined: 0, early: VecDeque::new() }
     }
 
-    pub async fn lag(&self, router: usize, group: &str) -> u64 {
+    pub async fn show(&self, router: usize, group: &str) -> Vec<PartitionStatus> {
         let request = self.request(APP, ShowGroupRequest { name: group.into() });
         let status = self.messaging(router).await.show_group(request).await.unwrap().into_inner();
         assert_eq!(status.partitions.len(), PARTITIONS as usize);
-        status.partitions.iter().map(|partition| partition.lag_records).sum()
+        status.partitions
+    }
+
+    pub async fn lag(&self, router: usize, group: &str) -> u64 {
+        self.show(router, group).await.iter().map(|partition| partition.lag_records).sum()
     }
 }
 

@@ -8,6 +8,7 @@ use fjall::{Database, Guard, Keyspace, KeyspaceCreateOptions};
 use hashbrown::HashMap;
 
 use super::{
+    dead::decode_counts,
     keys::{self, StateKey},
     partition::{Partition, decode_cursor},
 };
@@ -34,6 +35,8 @@ pub(super) struct Disk {
     pub(super) mail: Keyspace,
     pub(super) filters: Keyspace,
     pub(super) push_keys: Keyspace,
+    /// Dead letters, with keys as mail has, of a group in place of a client.
+    pub(super) dead: Keyspace,
 }
 
 pub(super) fn corrupt(what: &str) -> StoreError {
@@ -54,14 +57,23 @@ impl Disk {
         let keyspace = |name| database.keyspace(name, KeyspaceCreateOptions::default);
         let (log, state, users) = (keyspace("log")?, keyspace("state")?, keyspace("users")?);
         let (sessions, mail, filters) = (keyspace("sessions")?, keyspace("mail")?, keyspace("filters")?);
-        let push_keys = keyspace("push-keys")?;
-        Ok(Self { database, log, state, users, sessions, mail, filters, push_keys })
+        let (push_keys, dead) = (keyspace("push-keys")?, keyspace("dead")?);
+        Ok(Self { database, log, state, users, sessions, mail, filters, push_keys, dead })
     }
 
     /// All keyspaces, in the order in which a tenant is removed from them: what fences it last.
-    pub(super) fn keyspaces(&self) -> [Keyspace; 7] {
-        [&self.log, &self.users, &self.filters, &self.push_keys, &self.mail, &self.sessions, &self.state]
-            .map(Clone::clone)
+    pub(super) fn keyspaces(&self) -> [Keyspace; 8] {
+        [
+            &self.log,
+            &self.users,
+            &self.filters,
+            &self.push_keys,
+            &self.mail,
+            &self.dead,
+            &self.sessions,
+            &self.state,
+        ]
+        .map(Clone::clone)
     }
 
     /// All partitions with their last entries.
@@ -76,9 +88,17 @@ impl Disk {
                 StateKey::Group(name) => {
                     decode_cursor(&value).map(|cursor| drop(partition.groups.insert(name, cursor)))
                 }
+                // Sorts behind the cursor of its group.
+                StateKey::Counts(name) => decode_counts(&value).map(|(counts, detached, dead)| {
+                    if let Some(cursor) = partition.groups.get_mut(&name) {
+                        (cursor.counts, cursor.detached) = (counts, detached);
+                        partition.dead.insert(name, dead);
+                    }
+                }),
             };
             read.ok_or_else(|| corrupt("the state of a partition"))?;
         }
+        self.bury_again(&mut partitions)?;
         for (key, partition) in &mut partitions {
             partition.last = match self.last_up_to(key, MAX)? {
                 Some(entry) => (entry.id, entry.entry.totals),

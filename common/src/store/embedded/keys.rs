@@ -10,6 +10,7 @@ use crate::{
 
 const SETTINGS: u8 = b'p';
 const GROUP: u8 = b'g';
+const COUNTS: u8 = b'n';
 const ID_BYTES: usize = 16;
 
 /// What all keys of a tenant begin with.
@@ -53,6 +54,14 @@ pub(super) fn settings(key: &PartitionKey) -> Vec<u8> {
 pub(super) fn group(key: &PartitionKey, group: &str) -> Vec<u8> {
     let mut key = partition(key);
     key.push(GROUP);
+    key.extend_from_slice(group.as_bytes());
+    key
+}
+
+/// A group's counts, and what becomes of its dead letters.
+pub(super) fn counts(key: &PartitionKey, group: &str) -> Vec<u8> {
+    let mut key = partition(key);
+    key.push(COUNTS);
     key.extend_from_slice(group.as_bytes());
     key
 }
@@ -125,6 +134,8 @@ pub(super) enum StateKey {
     Settings,
     /// A group's cursor.
     Group(String),
+    /// A group's counts.
+    Counts(String),
 }
 
 /// Takes a key of partitions' state apart.
@@ -134,6 +145,7 @@ pub(super) fn state(key: &[u8]) -> Option<(PartitionKey, StateKey)> {
     match *kind {
         SETTINGS => Some((key, StateKey::Settings)),
         GROUP => Some((key, StateKey::Group(String::from_utf8(group.to_vec()).ok()?))),
+        COUNTS => Some((key, StateKey::Counts(String::from_utf8(group.to_vec()).ok()?))),
         _ => None,
     }
 }

@@ -16,8 +16,8 @@ use crate::{
     name::{PartitionKey, TenantName},
     position::{EntryId, Term},
     store::{
-        AppendError, CommitError, CursorChange, CursorStart, Cursors, GroupCursor, StoreError, Took, Totals,
-        User,
+        AppendError, CommitError, Counts, CursorChange, CursorStart, Cursors, GroupCursor, StoreError, Took,
+        Totals, User,
     },
 };
 
@@ -140,7 +140,7 @@ impl Machine {
     }
 
     pub(super) fn cursors(&self, key: &PartitionKey) -> Cursors {
-        let cursors = |p: &Partition| Cursors { fan: p.fan, groups: p.groups.clone() };
+        let cursors = |p: &Partition| Cursors { fan: p.fan, groups: p.groups.clone(), trimmed: p.trimmed };
         self.partitions.get(key).map(cursors).unwrap_or_default()
     }
 
@@ -150,26 +150,48 @@ impl Machine {
         group: String,
         start: CursorStart,
     ) -> Result<(), StoreError> {
-        let (last, trimmed) = match self.partitions.get(&key) {
-            Some(partition) if partition.groups.contains_key(&group) => return Ok(()),
-            Some(partition) => (partition.last, partition.trimmed),
-            None => Default::default(),
-        };
+        if self.partitions.get(&key).is_some_and(|partition| partition.groups.contains_key(&group)) {
+            return Ok(());
+        }
+        self.set_cursor(key, group, start)
+    }
+
+    fn set_cursor(&mut self, key: PartitionKey, group: String, start: CursorStart) -> Result<(), StoreError> {
+        let partition = self.partitions.get(&key);
+        let (last, trimmed) = partition.map(|own| (own.last, own.trimmed)).unwrap_or_default();
         let (done_up_to, totals) = match start {
             CursorStart::Latest => last,
             CursorStart::Earliest => trimmed,
             CursorStart::Time(time) => self.before(&key, time)?.unwrap_or(trimmed),
         };
-        let cursor = GroupCursor { done_up_to, done_records: totals.records, ..GroupCursor::default() };
+        let counts = Counts { began: totals.records, ..Counts::default() };
+        let cursor =
+            GroupCursor { done_up_to, done_records: totals.records, counts, ..GroupCursor::default() };
         self.partitions.entry(key.clone()).or_default().groups.insert(group.clone(), cursor);
         self.write_cursor(&key, &group);
+        self.write_counts(&key, &group);
         Ok(())
+    }
+
+    pub(super) fn seek(
+        &mut self,
+        key: PartitionKey,
+        term: Term,
+        group: String,
+        to: CursorStart,
+    ) -> Result<(), CommitError> {
+        let partition = self.held(&key, term).ok_or(CommitError::Fenced)?;
+        match partition.groups.contains_key(&group) {
+            true => Ok(self.set_cursor(key, group, to)?),
+            false => Ok(()),
+        }
     }
 
     pub(super) fn delete_cursor(&mut self, key: &PartitionKey, group: &str) {
         let partition = self.partitions.get_mut(key);
         if partition.is_some_and(|partition| partition.groups.remove(group).is_some()) {
             self.batch.remove(&self.disk.state, keys::group(key, group));
+            self.forget_dead(key, group);
         }
     }
 
@@ -186,10 +208,14 @@ impl Machine {
                     partition.fan = *fan;
                     self.write_settings(key);
                 }
-                CursorChange::Group { group, done_up_to, done_records, open } => {
+                CursorChange::Group { group, done_up_to, done_records, counts, open, dead } => {
+                    self.bury(key, group, dead);
+                    let partition = self.held(key, term).ok_or(CommitError::Fenced)?;
                     if let Some(cursor) = partition.groups.get_mut(group) {
                         advance(cursor, *done_up_to, *done_records, open);
+                        cursor.counts = *counts;
                         self.write_cursor(key, group);
+                        self.write_counts(key, group);
                     }
                 }
             }

@@ -2,10 +2,11 @@
 
 use std::collections::BTreeMap;
 
+use super::dead::Dead;
 use crate::{
     position::{EntryId, Term},
     store::{
-        GroupCursor, OpenEntry, Totals,
+        Counts, GroupCursor, OpenEntry, Totals,
         encoding::{self, Reader},
     },
 };
@@ -25,6 +26,8 @@ pub(super) struct Partition {
     pub(super) fan: Option<EntryId>,
     /// Cursors by group. Each is written under its own key.
     pub(super) groups: BTreeMap<String, GroupCursor>,
+    /// What is known of their dead letters.
+    pub(super) dead: BTreeMap<String, Dead>,
 }
 
 impl Partition {
@@ -39,11 +42,6 @@ impl Partition {
         let last = self.last.0;
         let sequence = if last.term == self.term { last.sequence + 1 } else { 1 };
         EntryId { term: self.term, sequence }
-    }
-
-    /// Lowest of all cursors; None when there are none.
-    pub(super) fn lowest_cursor(&self) -> Option<EntryId> {
-        self.groups.values().map(|cursor| cursor.done_up_to).chain(self.fan).min()
     }
 
     /// Bytes of all but last entry and groups.
@@ -87,6 +85,7 @@ pub(super) fn advance(
 ) {
     cursor.done_up_to = done_up_to;
     cursor.done_records = done_records;
+    cursor.detached = false;
     cursor.open.extend(open.iter().cloned());
     cursor.open.retain(|id, _| *id > done_up_to);
 }
@@ -115,12 +114,13 @@ pub(super) fn decode_cursor(bytes: &[u8]) -> Option<GroupCursor> {
     let mut cursor = GroupCursor {
         done_up_to: EntryId::new(reader.u64()?, reader.u64()?),
         done_records: reader.u64()?,
-        open: BTreeMap::new(),
+        ..GroupCursor::default()
     };
     while !reader.0.is_empty() {
         let id = EntryId::new(reader.u64()?, reader.u64()?);
         cursor.open.insert(id, encoding::open(reader.prefixed()?)?);
     }
+    cursor.counts = Counts::begin(&cursor);
     Some(cursor)
 }
 
@@ -157,7 +157,8 @@ mod tests {
             ],
         );
         assert_eq!(cursor.open.len(), 2);
-        assert_eq!(decode_cursor(&encode_cursor(&cursor)), Some(cursor));
+        cursor.counts.began = 7 + 2 * 2;
+        assert_eq!(decode_cursor(&encode_cursor(&cursor)), Some(cursor), "counts are written elsewhere");
         assert_eq!(decode_cursor(&[0; 25]), None);
     }
 

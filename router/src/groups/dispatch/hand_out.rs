@@ -67,6 +67,9 @@ impl Dispatch {
         if let Some(piece) = self.held.get_mut(place).and_then(|held| held.piece(index)) {
             piece.place = Place::Out(number);
         }
+        if let Some(held) = self.held.get_mut(place) {
+            held.out += 1;
+        }
     }
 
     /// Makes the records of the next untouched entry available, or hands all of it out as it is. False: there is none, or
@@ -87,6 +90,7 @@ impl Dispatch {
         self.tally.handed_out += u64::from(count);
         if let Some(held) = self.held.get_mut(at) {
             held.shape = Shape::WholeOut(number);
+            held.out = count;
         }
         whole.push(HandOut { consumer, entry, records, indexes: Vec::new(), counts: Vec::new() });
         true

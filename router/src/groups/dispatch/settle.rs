@@ -1,17 +1,26 @@
 //! What comes back of records that were handed out: done, or to be handed out again. Pure.
 
-use penstock_common::position::EntryId;
+use bytes::Bytes;
+use penstock_common::{position::EntryId, store::DeadLetter};
 
 use super::{
-    super::held::{ClientHash, Place, Shape},
+    super::held::{ClientHash, Held, Place, Shape},
     Dispatch, EARLY_RANGES,
 };
+
+/// What becomes of a record that comes back.
+enum Back {
+    /// It waits, as the next one of its client.
+    Waits(ClientHash),
+    /// It is a dead letter.
+    Dead,
+}
 
 impl Dispatch {
     /// Records index .. index + count - 1 of an entry are done, whoever says so: also those that an earlier home handed out.
     pub fn ack(&mut self, entry: EntryId, index: u32, count: u32) {
         let Some(at) = self.find(entry) else {
-            if entry > self.read_to && self.early_ranges < EARLY_RANGES {
+            if entry > self.read_to && self.early_ranges < EARLY_RANGES && !self.strict {
                 self.early.entry(entry).or_default().push((index, count));
                 self.early_ranges += 1;
             }
@@ -20,8 +29,10 @@ impl Dispatch {
         let Some(held) = self.held.get(at) else { return };
         match held.shape {
             Shape::Finished => return,
+            Shape::Untouched if self.strict => return,
             Shape::WholeOut(_) if index == 0 && count >= held.done.count() => {
                 self.tally.acked += u64::from(held.done.count());
+                self.counts.acked += u64::from(held.done.count());
                 self.finish(at);
                 self.advance();
                 return;
@@ -33,9 +44,7 @@ impl Dispatch {
         for index in index..end {
             self.record_done(at, index);
         }
-        if self.held.get(at).is_some_and(|held| held.done.complete()) {
-            self.finish(at);
-        }
+        self.finish_if_complete(at);
         self.advance();
     }
 
@@ -48,12 +57,15 @@ impl Dispatch {
         self.split(at);
         let end = index.saturating_add(count).min(self.held.get(at).map_or(0, |held| held.done.count()));
         for index in index..end {
-            let Some(client) = self.give_back(at, index) else { continue };
+            let Some(back) = self.give_back(at, index) else { continue };
             self.tally.nacked += 1;
-            if delay > 0 {
+            if let Back::Waits(client) = back
+                && delay > 0
+            {
                 self.clients.hold(client, now.saturating_add(delay));
             }
         }
+        self.finish_if_complete(at);
         self.advance();
     }
 
@@ -68,12 +80,14 @@ impl Dispatch {
     fn record_done(&mut self, at: usize, index: u32) {
         let Some(held) = self.held.get_mut(at) else { return };
         let entry = held.id;
+        let strict = self.strict;
         let Some(piece) = held.piece(index) else { return };
-        let (client, place) = (piece.client, std::mem::replace(&mut piece.place, Place::Done));
-        if place == Place::Done {
+        if piece.place == Place::Done || (strict && piece.place == Place::Waiting) {
             return;
         }
+        let (client, place) = (piece.client, std::mem::replace(&mut piece.place, Place::Done));
         self.tally.acked += 1;
+        self.counts.acked += 1;
         held.done.set(index);
         held.deliveries.remove(&index);
         held.dirty = true;
@@ -81,6 +95,7 @@ impl Dispatch {
         match place {
             Place::Waiting => self.clients.remove(client, (entry, index)),
             Place::Out(number) => {
+                held.out -= 1;
                 self.clients.closed(client);
                 self.book.release(number, 1);
             }
@@ -88,22 +103,43 @@ impl Dispatch {
         }
     }
 
-    /// A record that was handed out waits again. Returns its client.
-    fn give_back(&mut self, at: usize, index: u32) -> Option<ClientHash> {
+    /// A record that was handed out waits again, or was handed out often enough. None: it is not out.
+    fn give_back(&mut self, at: usize, index: u32) -> Option<Back> {
         let held = self.held.get_mut(at)?;
         let entry = held.id;
         let piece = held.piece(index)?;
         let Place::Out(number) = piece.place else { return None };
-        piece.place = Place::Waiting;
         let client = piece.client;
-        let times = held.deliveries.entry(index).or_default();
-        *times = times.saturating_add(1);
+        let times = held.deliveries.get(&index).map_or(1, |times| times.saturating_add(1));
+        let dead = self.rules.max_deliveries > 0 && times >= self.rules.max_deliveries;
+        if let Some(piece) = held.piece(index) {
+            piece.place = if dead { Place::Done } else { Place::Waiting };
+        }
+        held.out -= 1;
         held.dirty = true;
         self.changed = true;
         self.clients.closed(client);
-        self.clients.add(client, (entry, index));
         self.book.release(number, 1);
-        Some(client)
+        if dead {
+            // A copy: a slice would keep the whole entry.
+            let record = Bytes::copy_from_slice(&held.gather(&[index]));
+            self.dead.push(DeadLetter { entry, index, deliveries: times, record });
+            held.deliveries.remove(&index);
+            held.done.set(index);
+            self.counts.dead += 1;
+            self.tally.dead += 1;
+            return Some(Back::Dead);
+        }
+        held.deliveries.insert(index, times);
+        self.clients.add(client, (entry, index));
+        Some(Back::Waits(client))
+    }
+
+    fn finish_if_complete(&mut self, at: usize) {
+        let complete = |held: &Held| held.done.complete() && !matches!(held.shape, Shape::Finished);
+        if self.held.get(at).is_some_and(complete) {
+            self.finish(at);
+        }
     }
 
     /// Everything that is still out under a number waits again.
@@ -115,6 +151,7 @@ impl Dispatch {
         for index in out.map(|(index, _)| index).collect::<Vec<_>>() {
             self.give_back(at, index);
         }
+        self.finish_if_complete(at);
     }
 
     /// All of an entry is done: whatever is out or waiting of it is settled, its bytes go.
@@ -124,6 +161,7 @@ impl Dispatch {
         let count = held.done.count();
         self.held_bytes -= held.bytes();
         held.finish();
+        held.out = 0;
         self.changed = true;
         if let Some(number) = number {
             self.book.release(number, count);
@@ -134,6 +172,8 @@ impl Dispatch {
         while let Some(done) = self.held.front().filter(|held| matches!(held.shape, Shape::Finished)) {
             self.done_up_to = done.id;
             self.done_records = done.totals.records;
+            self.counts.dropped += done.missed;
+            self.tally.missed += done.missed;
             self.held_records -= u64::from(done.done.count());
             self.changed = true;
             self.held.pop_front();

@@ -13,7 +13,7 @@ use penstock_common::{
     name::{PartitionKey, TenantName},
     position::{EntryId, Term},
     registry::{Definitions, GroupOptions, GroupStart, Limits, Tenant, TenantDefinition},
-    store::{CursorChange, Cursors, Durability, Entry, Totals, embedded::EmbeddedStore},
+    store::{CursorChange, CursorStart, Cursors, Durability, Entry, Totals, embedded::EmbeddedStore},
 };
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -59,6 +59,12 @@ impl PartitionHome for Slow {
     }
     async fn cursors(&self) -> Result<Cursors, StoreError> {
         Ok(Cursors { groups: [("g".to_owned(), GroupCursor::default())].into(), ..Cursors::default() })
+    }
+    async fn seek(&self, _: &str, _: CursorStart) -> Result<(), CommitError> {
+        Ok(())
+    }
+    async fn append_for(&self, _: u64, _: bytes::Bytes, _: u32) -> Result<(), StoreError> {
+        Ok(())
     }
     fn lost(&self) -> &CancellationToken {
         &self.lost
