@@ -2,9 +2,12 @@
 
 use std::{sync::Arc, time::Duration};
 
-use penstock_common::store::{
-    AppendError, Durability, Store, StoreError,
-    redis::{OpenError, RedisConfig, RedisStore},
+use penstock_common::{
+    name::PartitionKey,
+    store::{
+        AppendError, Durability, Store, StoreError,
+        redis::{OpenError, RedisConfig, RedisStore},
+    },
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -22,13 +25,29 @@ use crate::{
 const REPLICATED: [&str; 6] =
     ["--appendonly", "yes", "--appendfsync", "everysec", "--repl-diskless-sync-delay", "0"];
 
+/// Long enough for a replica on a busy machine, short enough to be waited for by those who freeze one.
+const REPLICA_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Takes as soon as a replica confirms it.
+async fn take(store: &Arc<dyn Store>, key: &PartitionKey) -> Home {
+    let confirmed = async {
+        loop {
+            match store.take(key, 1).await {
+                Ok(took) => return Home::of(store, key, &took),
+                Err(_) => tokio::task::yield_now().await,
+            }
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), confirmed).await.expect("a replica confirms a take")
+}
+
 async fn open(config: RedisConfig) -> Result<Arc<RedisStore>, OpenError> {
     RedisStore::open(config, &CancellationToken::new()).await
 }
 
 fn config(server: &RedisServer, replicas: u32) -> RedisConfig {
     let config = RedisConfig::new(server.url(), Durability::Replicated(replicas));
-    RedisConfig { replica_timeout: Duration::from_millis(300), ..config }
+    RedisConfig { replica_timeout: REPLICA_TIMEOUT, ..config }
 }
 
 fn primary() -> RedisServer {
@@ -78,7 +97,7 @@ async fn a_frozen_replica_withholds_answers_until_it_wakes() {
     let replica = replica_of(&server);
     let store: Arc<dyn Store> = open(config(&server, 1)).await.unwrap();
     let key = partition("acme", 0);
-    let mut home = Home::take(&store, &key, 1).await;
+    let mut home = take(&store, &key).await;
     let first = home.append(1, 5, 100).await;
     replica.pause();
     let doubtful = home.try_append(1, 5, 100).await;
@@ -89,8 +108,7 @@ async fn a_frozen_replica_withholds_answers_until_it_wakes() {
     assert!(matches!(refused, Err(StoreError::Unavailable(_))), "{refused:?}");
     assert!(*store.healthy().borrow(), "the connection stays");
     replica.resume();
-    until("the replica is in step again", || async { store.take(&key, 1).await.is_ok() }).await;
-    let mut home = Home::take(&store, &key, 1).await;
+    let mut home = take(&store, &key).await;
     home.append(1, 5, 100).await;
     assert_eq!(home.ids().await.len(), 3);
     assert_eq!(home.ids().await[0], first);
@@ -105,7 +123,7 @@ async fn many_partitions_share_flushes() {
     for number in 0..64 {
         let store = Arc::clone(&store);
         homes.spawn(async move {
-            let mut home = Home::take(&store, &partition("acme", number), 1).await;
+            let mut home = take(&store, &partition("acme", number)).await;
             for _ in 0..20 {
                 home.append(1, 5, 100).await;
             }
@@ -177,7 +195,7 @@ async fn a_connection_that_is_cut_between_xadd_and_wait_confirms_nothing() {
     let store: Arc<dyn Store> =
         open(RedisConfig { replica_timeout: Duration::from_secs(4), ..config }).await.unwrap();
     let key = partition("acme", 0);
-    let mut home = Home::take(&store, &key, 1).await;
+    let mut home = take(&store, &key).await;
     home.append(1, 5, 100).await;
     replica.pause();
     let append = tokio::spawn(async move { home.try_append(1, 5, 100).await });
@@ -194,7 +212,7 @@ async fn a_connection_that_is_cut_between_xadd_and_wait_confirms_nothing() {
     let direct: Arc<dyn Store> =
         open(RedisConfig::new(server.url(), Durability::Replicated(1))).await.unwrap();
     until("the replica is in step again", || async { direct.take(&key, 1).await.is_ok() }).await;
-    assert_eq!(Home::take(&direct, &key, 1).await.ids().await.len(), 2, "it was in doubt, and is there once");
+    assert_eq!(take(&direct, &key).await.ids().await.len(), 2, "it was in doubt, and is there once");
 }
 
 /// Primary and sentinel on free ports; the sentinel takes a silent primary for dead after a second.
@@ -220,9 +238,9 @@ async fn sentinels_name_the_next_primary_and_nothing_that_was_confirmed_is_lost(
     assert!(matches!(&unknown, OpenError::UnknownPrimary { name, .. } if name == "other"), "{unknown}");
     let config = RedisConfig::new(format!("{url}/main"), Durability::Replicated(1));
     let store: Arc<dyn Store> =
-        open(RedisConfig { replica_timeout: Duration::from_millis(300), ..config }).await.unwrap();
+        open(RedisConfig { replica_timeout: REPLICA_TIMEOUT, ..config }).await.unwrap();
     let key = partition("acme", 0);
-    let mut home = Home::take(&store, &key, 1).await;
+    let mut home = take(&store, &key).await;
     let appends = tokio::spawn(async move {
         let mut confirmed = Vec::new();
         loop {
@@ -243,7 +261,7 @@ async fn sentinels_name_the_next_primary_and_nothing_that_was_confirmed_is_lost(
     let again = tokio::time::timeout(Duration::from_secs(60), healthy.wait_for(|healthy| *healthy)).await;
     again.expect("another primary in time").unwrap();
     until("the other replica follows", || async { store.take(&key, 1).await.is_ok() }).await;
-    let mut home = Home::take(&store, &key, 1).await;
+    let mut home = take(&store, &key).await;
     home.append(1, 5, 100).await;
     let ids = home.ids().await;
     let lost: Vec<_> = confirmed.iter().filter(|id| !ids.contains(id)).collect();
