@@ -27,6 +27,7 @@ mod pushes;
 #[cfg(feature = "redis")]
 pub mod redis;
 mod sessions;
+mod wills;
 
 pub use durability::{BadDurability, Durability};
 pub use groups::{
@@ -41,6 +42,7 @@ pub use sessions::{
     SOURCES_KEPT_MS, SessionError, SessionFilter, SessionFilters, SessionState, SessionStore, SteppedMail,
     mail_time,
 };
+pub use wills::{ChangedWills, HeldWill, WillChange, WillChanges, WillStore};
 
 /// Numbers first .. first + count - 1 that a producer gave to records of one partition.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -184,9 +186,9 @@ pub enum CommitError {
     Store(#[from] StoreError),
 }
 
-/// Durable partitions, sessions and users.
+/// Durable partitions, sessions, wills and users.
 #[async_trait]
-pub trait Store: SessionStore + PushStore {
+pub trait Store: SessionStore + PushStore + WillStore {
     /// Makes `holder` (a router's incarnation, not 0) the only writer of the partition.
     async fn take(&self, partition: &PartitionKey, holder: u64) -> Result<Took, StoreError>;
 
@@ -278,7 +280,7 @@ pub trait Store: SessionStore + PushStore {
     /// Removes a user; false: there was none.
     async fn delete_user(&self, tenant: &TenantName, name: &str) -> Result<bool, StoreError>;
 
-    /// Removes everything of a tenant: logs, cursors, sessions, users.
+    /// Removes everything of a tenant: logs, cursors, sessions, wills, users.
     async fn delete_tenant(&self, tenant: &TenantName, partitions: u32) -> Result<(), StoreError>;
 
     /// Whether the store answers and may be written now.

@@ -31,6 +31,8 @@ mod sessions;
 mod trim;
 #[path = "store_suite/users.rs"]
 mod users;
+#[path = "store_suite/wills.rs"]
+mod wills;
 
 macro_rules! on_all {
     ($($file:ident: $($test:ident),+;)+) => {
@@ -111,6 +113,12 @@ on_all! {
         a_full_mailbox_refuses_pushes_until_old_ones_are_over,
         a_push_with_a_known_key_is_not_stored_again,
         a_key_of_a_push_that_does_not_wait_keeps_its_outcome;
+    wills:
+        a_will_fires_once_and_is_an_entry_of_the_log,
+        only_the_will_of_the_named_epoch_is_touched,
+        two_homes_that_notice_at_once_fire_a_will_once,
+        wills_survive_a_restart_and_go_with_their_tenant,
+        many_wills_are_all_found;
     users:
         users_are_created_replaced_and_deleted,
         tenants_share_names_and_nothing_else,

@@ -19,6 +19,7 @@ use crate::{
     connection::table::{ConnectionKey, Identity},
     credentials::VerdictKey,
     shard::Shard,
+    uplink::wills::{ENDINGS, will_bytes},
 };
 
 /// No user has a longer name or password, bytes. Routers need not be asked, and what all admissions together ask of a link
@@ -179,10 +180,13 @@ impl Shard {
             return self.refuse(key, ConnectCode::NotAuthorized, "unknown_tenant");
         };
         let Some(partition) = self.partition(&tenant, &client) else { return };
+        let lane = self.lanes.of(&partition);
+        if let Some(result) = self.objects_to_will(key, lane, definition.limits.packet_bytes) {
+            return self.refuse(key, ConnectCode::Unavailable, result);
+        }
         let Some(seat) = self.shared.seats.take(&tenant, definition.limits.connections) else {
             return self.refuse(key, ConnectCode::Unavailable, "quota");
         };
-        let lane = self.lanes.of(&partition);
         let identity = Identity {
             tenant: tenant.clone(),
             client: client.clone(),
@@ -190,6 +194,8 @@ impl Shard {
             lane,
             epoch: Epoch::NONE,
             attached: Epoch::NONE,
+            will: Epoch::NONE,
+            told: 0,
             packet_bytes: definition.limits.packet_bytes,
             clean: admission.clean,
             since: 0,
@@ -203,6 +209,17 @@ impl Shard {
             admission.deadline = deadline;
         }
         self.claim(key, ClientKey { tenant, client });
+    }
+
+    /// Why a connection can't have the will that it came with, if it can't.
+    fn objects_to_will(&self, key: ConnectionKey, lane: usize, packet_bytes: u32) -> Option<&'static str> {
+        let bytes = self.connections.get(key).map_or(0, will_bytes);
+        let full = || self.lanes.get(lane).is_some_and(|lane| lane.endings.len() >= ENDINGS);
+        match bytes {
+            0 => None,
+            bytes if bytes > packet_bytes as usize => Some("will_too_large"),
+            _ => full().then_some("will_busy"),
+        }
     }
 
     /// The client is this connection's: waits for the home, and for the older connection if one has to be kicked.

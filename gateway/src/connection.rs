@@ -204,7 +204,7 @@ impl Shard {
                 }
                 Event::Publish { publish, token } => {
                     self.shared.metrics.received(publish.qos);
-                    self.publish(key, &publish, token, false);
+                    self.publish(key, &publish, token);
                 }
                 Event::Subscribe { packet_id, filters } if kept => {
                     self.keep_subscribe(key, packet_id, filters)
@@ -219,7 +219,8 @@ impl Shard {
                         self.acknowledge(token);
                     }
                 }
-                Event::Will(publish) => self.publish(key, &publish, None, true),
+                // Its home has it: `closed` tells how the connection ended.
+                Event::Will(_) => {}
                 Event::Closed(reason) => self.closed(key, reason),
             }
         }
@@ -291,7 +292,8 @@ impl Shard {
             self.shared.metrics.connections.of(connection.transport.kind()).dec();
         }
         if let Some(identity) = connection.identity.take() {
-            self.detach(key, identity.lane, &identity.client, identity.attached);
+            self.detach(key, &identity);
+            self.end_will(&identity, connection.admitted, reason);
             self.disown(&identity, reason);
         }
         connection.wake();

@@ -52,7 +52,7 @@ impl Shard {
             return;
         }
         let told = self.links.iter().all(|(_, link)| link.control.len() == 0 && link.data.len() == 0);
-        let settled = self.lanes.iter().all(|lane| lane.is_settled());
+        let settled = self.lanes.iter().all(|lane| lane.is_settled() && lane.endings.is_empty());
         let Some(drain) = &mut self.drain else { return };
         // Wills and detaches still leave, if they can.
         if ((told && settled) || self.now >= drain.until)

@@ -1,6 +1,7 @@
 //! A shard that was paused past its lease (a stopped process, a frozen machine) holds nothing but stale state: its clients
 //! may live elsewhere, its records may be out of order. It drops what it read and what is unsettled, closes every
-//! connection without a will, drops its links, numbers its records anew, and goes on.
+//! connection (their wills fire at the homes, unless newer connections have ended them), drops its links, numbers its
+//! records anew, and goes on.
 
 use penstock_mqtt::session::{CloseReason, Event};
 

@@ -1,5 +1,6 @@
 //! The way in, from sessions to links: publishes become records of their partition's batch, batches leave when their lane
-//! has credit, settles come back as PUBACKs. Which router that goes to is in [`homes`], who is attached there in [`owners`].
+//! has credit, settles come back as PUBACKs. Which router that goes to is in [`homes`], who is attached there in [`owners`],
+//! what becomes of wills in [`wills`].
 //!
 //! What it does not do: it stores nothing, and it never decides that a record is lost; that is the home's to say.
 
@@ -20,6 +21,7 @@ mod homes;
 pub(crate) mod lane;
 mod owners;
 pub(crate) mod record;
+pub(crate) mod wills;
 
 /// The lanes of a shard. They stay for the shard's life, because they hold the producer's numbers: one for each partition
 /// that ever had a client here, and all partitions of tenants that ever had a subscription here.
@@ -96,13 +98,7 @@ impl Lanes {
 
 impl Shard {
     /// Adds a publish of a connection to its partition's batch.
-    pub(crate) fn publish(
-        &mut self,
-        key: ConnectionKey,
-        publish: &Publish,
-        token: Option<PublishToken>,
-        will: bool,
-    ) {
+    pub(crate) fn publish(&mut self, key: ConnectionKey, publish: &Publish, token: Option<PublishToken>) {
         let Some(identity) = self.connections.identity(key) else { return };
         let (index, full) = (identity.lane, self.lanes.full);
         let Some(lane) = self.lanes.get_mut(index) else { return };
@@ -119,7 +115,7 @@ impl Shard {
             qos: publish.qos.number(),
             user: &identity.user,
             received_at: self.wall,
-            last_will: will,
+            last_will: false,
         };
         lane.push(&record, key, token, self.micros);
         self.lanes.account(index, before, self.shared.config.limits.waiting_bytes);

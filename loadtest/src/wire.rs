@@ -4,8 +4,8 @@ use std::{io, time::Duration};
 
 use bytes::BytesMut;
 use mqttbytes::{
-    Error as MqttError,
-    v4::{Connect, ConnectReturnCode, Packet, PingReq, read},
+    Error as MqttError, QoS,
+    v4::{Connect, ConnectReturnCode, LastWill, Packet, PingReq, read},
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -51,6 +51,8 @@ pub struct Login {
     pub keep_alive: Duration,
     /// As in CONNECT.
     pub clean_session: bool,
+    /// Topic and payload of a will of QoS 1.
+    pub will: Option<(String, String)>,
 }
 
 /// One connection.
@@ -95,6 +97,10 @@ impl Wire {
         connect.set_login(&login.username, &login.password);
         connect.keep_alive = u16::try_from(login.keep_alive.as_secs()).unwrap_or(u16::MAX);
         connect.clean_session = login.clean_session;
+        connect.last_will = login
+            .will
+            .as_ref()
+            .map(|(topic, payload)| LastWill::new(topic.as_str(), payload.as_str(), QoS::AtLeastOnce, false));
         connect.write(&mut wire.out).map_err(WireError::Malformed)?;
         wire.flush().await?;
         match wire.next().await? {

@@ -35,12 +35,14 @@ impl Home {
     pub(crate) async fn run_lane(self: Arc<Self>) {
         let (mut trimmed_at, mut looked_at) = (None::<Instant>, None::<Instant>);
         while !self.lost.is_cancelled() {
+            let executed = self.execute().await;
             let mut screened = Screened::default();
             let flight = lock(&self.inner).next(&mut screened);
             self.homes.metrics.screened(screened);
             match flight {
                 Some(flight) => self.fly(flight).await,
                 None if self.fly_own().await => {}
+                None if executed => {}
                 None => self.idle().await,
             }
             let now = Instant::now();

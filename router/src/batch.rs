@@ -80,22 +80,6 @@ pub fn head(body: &[u8]) -> Result<Head<'_>, Malformed> {
     Ok(head)
 }
 
-/// Whether an encoded `Record` is a last will.
-pub fn is_will(body: &[u8]) -> Result<bool, Malformed> {
-    let mut rest = body;
-    while !rest.is_empty() {
-        let key = varint(&mut rest)?;
-        match (key >> 3, key & 7) {
-            (8, 0) => return Ok(varint(&mut rest)? != 0),
-            (field, _) if field > 8 => break,
-            (_, 0) => drop(varint(&mut rest)?),
-            (_, 2) => drop(delimited(&mut rest)?),
-            _ => return Err(Malformed),
-        }
-    }
-    Ok(false)
-}
-
 fn frame_at(batch: &[u8], at: usize) -> Result<Frame<'_>, Malformed> {
     let mut rest = batch.get(at..).ok_or(Malformed)?;
     let whole = rest.len();
@@ -165,14 +149,6 @@ mod tests {
         assert_eq!(&joined[second.range], &batch(&["b"])[..]);
         let first = frames(&joined).next().unwrap().unwrap();
         assert_eq!(head(first.body).unwrap(), Head { client: b"c1", epoch: 7, topic: b"a", qos: 1 });
-    }
-
-    #[test]
-    fn a_will_is_told_from_a_publish() {
-        let will =
-            Record { client: Bytes::from_static(b"c"), received_at: 7, last_will: true, ..Record::default() };
-        assert_eq!(is_will(&will.encode_to_vec()), Ok(true));
-        assert_eq!(is_will(&Record { last_will: false, ..will }.encode_to_vec()), Ok(false));
     }
 
     #[test]

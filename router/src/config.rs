@@ -31,6 +31,8 @@ pub struct RouterConfig {
     pub heartbeat_ms: u32,
     /// A link on which nothing came for so long is closed, milliseconds; below two thirds of the registry's lease TTL.
     pub silence_ms: u32,
+    /// A router that has begun so lately holds no gateway for gone, milliseconds: links and registry are given time.
+    pub grace_ms: u32,
     /// Records held for all lanes before links are read no further, bytes.
     pub ingest_bytes: u64,
     /// Delivers that a link has not taken before its shard is served from the log, bytes.
@@ -52,6 +54,7 @@ impl Default for RouterConfig {
             plain_passwords: false,
             heartbeat_ms: 1_000,
             silence_ms: 4_000,
+            grace_ms: 10_000,
             ingest_bytes: 256 << 20,
             deliver_bytes: 8 << 20,
         }

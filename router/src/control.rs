@@ -10,7 +10,8 @@ use async_trait::async_trait;
 use penstock_common::name::{PartitionKey, TenantName};
 use penstock_proto::link::{
     Attached, Authenticate, ClaimProvisional, Interest, InterestConfirmed, Kick, Kicked, LaneLost,
-    LaneOpened, OpenLane, ProvisionalEpoch, Verdict, control_down as down, control_up as up, data_down,
+    LaneOpened, OpenLane, ProvisionalEpoch, Verdict, WillsEnded, control_down as down, control_up as up,
+    data_down,
 };
 use tokio::time::Instant;
 use tracing::warn;
@@ -49,6 +50,7 @@ pub fn handle(
         up::Kind::Detach(detach) => in_lane(link, detach.lane, up::Kind::Detach(detach)),
         up::Kind::OpenSession(open) => in_lane(link, open.lane, up::Kind::OpenSession(open)),
         up::Kind::SetFilters(set) => in_lane(link, set.lane, up::Kind::SetFilters(set)),
+        up::Kind::EndWills(ends) => in_lane(link, ends.lane, up::Kind::EndWills(ends)),
         up::Kind::ClaimProvisional(claim) => {
             if link.lane(claim.lane).is_none() && !link.is_opening(claim.lane) {
                 refuse_provisional(link, &claim);
@@ -73,17 +75,19 @@ fn lane_message(home: &Arc<Home>, link: &Arc<Link>, kind: up::Kind) {
             home.closed(link, close.lane);
         }
         up::Kind::Attach(attach) => {
-            home.attach(link, &attach.owners);
-            let confirm = Attached { seq: attach.seq };
-            if !home.wipes(&attach.owners) {
-                link.tell(down::Kind::Attached(confirm));
+            let (bequests, seq) = (home.attach(link, &attach.owners), attach.seq);
+            if bequests.is_empty() && !home.wipes(&attach.owners) {
+                let refused = bequests.refused();
+                link.tell(down::Kind::Attached(Attached { seq, refused }));
                 return home.ring_waiting(link, &attach.owners);
             }
             let (home, link) = (Arc::clone(home), Arc::clone(link));
             tokio::spawn(async move {
                 home.wipe_all(&link, &attach.owners).await;
-                link.tell(down::Kind::Attached(confirm));
-                home.ring_waiting(&link, &attach.owners);
+                if let Some(refused) = home.bequests_are_done(&link, bequests).await {
+                    link.tell(down::Kind::Attached(Attached { seq, refused }));
+                    home.ring_waiting(&link, &attach.owners);
+                }
             });
         }
         up::Kind::Detach(detach) => {
@@ -100,6 +104,12 @@ fn lane_message(home: &Arc<Home>, link: &Arc<Link>, kind: up::Kind) {
         }
         up::Kind::SetFilters(set) => {
             tokio::spawn(Arc::clone(home).set_filters(Arc::clone(link), set));
+        }
+        up::Kind::EndWills(ends) => {
+            // In the order of the link; only the store is waited for beside it.
+            let ticket = home.end_wills(&ends);
+            let done = WillsEnded { seq: ends.seq, lane: ends.lane };
+            tokio::spawn(Arc::clone(home).confirm_ends(Arc::clone(link), done, ticket));
         }
         _ => {}
     }
@@ -134,17 +144,17 @@ async fn open_for(homes: &Arc<Homes>, link: &Arc<Link>, open: OpenLane) -> Resul
     }
     let key = PartitionKey { tenant, partition: open.partition };
     let home = open_home(homes, link, &key).await?;
-    if !home.opened(link, open.lane, &open.owners) {
-        return Err("the partition was lost while it was opened".to_owned());
-    }
+    let lost = || "the partition was lost while it was opened".to_owned();
+    let bequests = home.opened(link, open.lane, &open.owners).ok_or_else(lost)?;
     if home.wipes(&open.owners) {
         home.wipe_all(link, &open.owners).await;
     }
+    home.bequests_are_done(link, bequests).await;
     for kind in link.opened(open.lane, &home) {
         lane_message(&home, link, kind);
     }
     if home.lost().is_cancelled() {
-        return Err("the partition was lost while it was opened".to_owned());
+        return Err(lost());
     }
     if link.closed.is_cancelled() {
         home.link_closed(link);

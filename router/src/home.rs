@@ -31,6 +31,7 @@ use tracing::info;
 use crate::{
     append_own::OwnEntry,
     clients::Page,
+    executor::Bequests,
     fan::{Fan, ShardId},
     homes::Homes,
     lane::{Batch, Flight, Lane, Screened},
@@ -40,6 +41,7 @@ use crate::{
     sessions::Turns,
     tail::Tail,
     waiting::Waiting,
+    wills::Wills,
 };
 
 /// Bytes of the log's end that tell a new home what producers stored last.
@@ -73,6 +75,10 @@ pub struct Home {
     read_at: AtomicU64,
     pub(crate) cursors_moved: AtomicBool,
     pub(crate) lost: CancellationToken,
+    /// Changes of wills up to this one are done.
+    pub(crate) wills_done: watch::Sender<u64>,
+    /// Counts what gateways said of ends of wills.
+    pub(crate) wills_told: watch::Sender<u64>,
     /// What is done to sessions of one client is done one after the other.
     pub(crate) turns: Turns,
     /// Pushes that wait for clients.
@@ -82,6 +88,7 @@ pub struct Home {
 pub(crate) struct Inner {
     pub(crate) lane: Lane<Arc<Link>>,
     owners: Owners<Arc<Link>>,
+    pub(crate) wills: Wills,
     /// Who opened it.
     opened: Vec<(Arc<Link>, LaneNumber)>,
     /// Totals before the first retained entry.
@@ -106,6 +113,7 @@ impl Home {
         let tail = homes.store.read_back(key, READ_BACK).await?;
         let cursors = homes.store.cursors(key).await?;
         let waiting = Waiting::new(homes.store.waiting_clients(key).await?);
+        let wills = homes.store.wills(key).await?;
         // After the term was taken: whoever changes filters later finds this router as the holder, and asks it.
         homes.kept.follow(&*homes.store, &key.tenant).await?;
         let home = Arc::new(Self::new(
@@ -113,7 +121,7 @@ impl Home {
             key,
             took,
             Producers::from_tail(&tail, took.trimmed == Totals::default()),
-            cursors.fan,
+            (cursors.fan, Wills::new(wills)),
             waiting,
         ));
         if cursors.fan.is_none() && homes.any_filter(&key.tenant) {
@@ -125,6 +133,7 @@ impl Home {
         tokio::spawn(Arc::clone(&home).run_lane());
         tokio::spawn(Arc::clone(&home).run_fan_out());
         home.sweep_pushes();
+        home.fire_lost();
         if let Some(previous) = took.previous_holder.filter(|holder| *holder != homes.incarnation) {
             homes.tell_previous(previous, key, took.term);
         }
@@ -136,7 +145,7 @@ impl Home {
         key: &PartitionKey,
         took: Took,
         producers: Producers,
-        fan: Option<EntryId>,
+        (fan, wills): (Option<EntryId>, Wills),
         waiting: Waiting,
     ) -> Self {
         let fan = Fan::new(fan, took.last);
@@ -152,6 +161,7 @@ impl Home {
             inner: Mutex::new(Inner {
                 lane: Lane::new(producers, took.totals),
                 owners: Owners::default(),
+                wills,
                 opened: Vec::new(),
                 trimmed: took.trimmed,
                 held: None,
@@ -165,6 +175,8 @@ impl Home {
             read_at: AtomicU64::new(0),
             cursors_moved: AtomicBool::new(false),
             lost: CancellationToken::new(),
+            wills_done: watch::Sender::new(0),
+            wills_told: watch::Sender::new(0),
             turns: Turns::default(),
             waiting,
         }
@@ -242,17 +254,21 @@ impl Home {
         self.wake.notify_one();
     }
 
-    /// A link opens the lane and tells its owners.
-    pub fn opened(self: &Arc<Self>, link: &Arc<Link>, lane: LaneNumber, owners: &[Owner]) -> bool {
+    /// A link opens the lane and tells its owners; None when the home is lost.
+    pub(crate) fn opened(
+        self: &Arc<Self>,
+        link: &Arc<Link>,
+        lane: LaneNumber,
+        owners: &[Owner],
+    ) -> Option<Bequests> {
         {
             let mut inner = lock(&self.inner);
             if self.lost.is_cancelled() {
-                return false;
+                return None;
             }
             inner.opened.push((Arc::clone(link), lane));
         }
-        self.attach(link, owners);
-        true
+        Some(self.attach(link, owners))
     }
 
     /// A link has moved the partition elsewhere.
@@ -266,11 +282,16 @@ impl Home {
     }
 
     /// Ownerships are told; losers are kicked, here and now.
-    pub fn attach(&self, link: &Arc<Link>, owners: &[Owner]) {
+    pub(crate) fn attach(&self, link: &Arc<Link>, owners: &[Owner]) -> Bequests {
         let now = Instant::now();
-        for owner in owners {
+        let mut bequests = Bequests::default();
+        for (index, owner) in owners.iter().enumerate() {
             let mut inner = lock(&self.inner);
+            let granted = inner.owners.has_granted(&owner.client, Epoch(owner.epoch));
             let attached = inner.owners.attach(&owner.client, Epoch(owner.epoch), Arc::clone(link));
+            if !matches!(attached, Attached::Void { .. }) {
+                self.bequeath(&mut bequests, &mut inner.wills, (index, owner), granted, link);
+            }
             match attached {
                 Attached::Alone => {}
                 Attached::Replaced(old) => {
@@ -286,6 +307,10 @@ impl Home {
                 }
             }
         }
+        if !bequests.is_empty() {
+            self.wills_changed();
+        }
+        bequests
     }
 
     fn kick(&self, client: &bytes::Bytes, link: &Arc<Link>, below: Epoch) {
@@ -337,11 +362,15 @@ impl Home {
         inner.owners.forget(|own| **own == *link);
     }
 
-    /// Whether any link has the lane open, anybody reads, or somebody is yet to be served.
+    /// Whether any link has the lane open, anybody reads, somebody is yet to be served, or has left a will.
     pub(crate) fn is_used(&self) -> bool {
         let followed = self.homes.any_filter(&self.key.tenant) || !lock(&self.fan).is_idle();
         let inner = lock(&self.inner);
-        followed || !inner.opened.is_empty() || !inner.lane.is_empty() || self.is_read()
+        followed
+            || !inner.opened.is_empty()
+            || !inner.lane.is_empty()
+            || !inner.wills.is_empty()
+            || self.is_read()
     }
 
     /// Another router holds the term, or this one gives it up: tells every link.
@@ -401,7 +430,12 @@ impl Inner {
         )
     }
 
-    fn backlog_full(&self, limit: u64) -> bool {
+    /// Whether the client has this owner now.
+    pub(crate) fn is_owner(&self, client: &[u8], epoch: Epoch) -> bool {
+        self.owners.get(client).is_some_and(|own| own.epoch == epoch)
+    }
+
+    pub(crate) fn backlog_full(&self, limit: u64) -> bool {
         self.held.is_some_and(|held| self.lane.totals.bytes.saturating_sub(held) > limit)
     }
 }

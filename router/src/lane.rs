@@ -242,8 +242,7 @@ impl<L: Clone> Lane<L> {
             let head = batch::head(frame.body)?;
             let late = (batch.resent && outdated(head.client, head.epoch))
                 || self.stale.holds(head.client, head.epoch);
-            // The will of a connection that was taken over is due, though its epoch is void.
-            if late && !batch::is_will(frame.body)? {
+            if late {
                 screened.stale += 1;
                 runs.push(number, 1, SettleResult::Stale);
             } else if undecided && head.qos == 0 {

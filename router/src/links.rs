@@ -45,6 +45,12 @@ impl Links {
         self.table.read().unwrap_or_else(PoisonError::into_inner).shards.get(shard).cloned()
     }
 
+    /// Whether there is a link of another shard than this one at a gateway.
+    pub fn any_other(&self, gateway: u64, than: ShardId) -> bool {
+        let table = self.table.read().unwrap_or_else(PoisonError::into_inner);
+        table.shards.keys().any(|shard| shard.gateway == gateway && *shard != than)
+    }
+
     /// All.
     pub fn all(&self) -> Vec<Arc<Link>> {
         self.table.read().unwrap_or_else(PoisonError::into_inner).numbers.values().cloned().collect()

@@ -8,7 +8,7 @@ use prometheus_client::{
     registry::Registry,
 };
 
-use crate::lane::Screened;
+use crate::{lane::Screened, wills::Cause};
 
 /// All of them.
 pub struct Metrics {
@@ -34,6 +34,10 @@ pub struct Metrics {
     pub mail_expired: Counter,
     /// `penstock_sessions_opened_total`.
     pub sessions_opened: Counter,
+    /// `penstock_wills_refused_total`.
+    pub wills_refused: Counter,
+    /// By `Cause`.
+    wills_fired: [Counter; 3],
     append_seconds: Histogram,
     append_records: Histogram,
     appended_records: Counter,
@@ -52,6 +56,9 @@ const RECORDS: [f64; 8] = [1.0, 4.0, 16.0, 64.0, 256.0, 1_024.0, 4_096.0, 16_384
 impl Metrics {
     /// Registers all metrics.
     pub fn new(registry: &mut Registry) -> Self {
+        let fired = Family::<[(&'static str, &'static str); 1], Counter>::default();
+        let causes = ["connection", "takeover", "gateway_lost"]
+            .map(|cause| fired.get_or_create_owned(&[("cause", cause)]));
         let metrics = Self {
             links: Gauge::default(),
             stale_epochs: Counter::default(),
@@ -64,6 +71,8 @@ impl Metrics {
             mail_dropped: Counter::default(),
             mail_expired: Counter::default(),
             sessions_opened: Counter::default(),
+            wills_refused: Counter::default(),
+            wills_fired: causes,
             append_seconds: Histogram::new(SECONDS),
             append_records: Histogram::new(RECORDS),
             appended_records: Counter::default(),
@@ -79,6 +88,7 @@ impl Metrics {
             "Records removed before a group was done with them, by what they were too much of",
             metrics.dropped.clone(),
         );
+        registry.register("penstock_wills_fired", "Wills that were published, by cause", fired);
         registry.register("penstock_links", "Links to shards of gateways", metrics.links.clone());
         registry.register(
             "penstock_append_seconds",
@@ -117,6 +127,7 @@ impl Metrics {
             ("penstock_mailbox_dropped", "Messages that a full mailbox did not take", &self.mail_dropped),
             ("penstock_mailbox_expired", "Messages that waited too long in a mailbox", &self.mail_expired),
             ("penstock_sessions_opened", "Persistent sessions opened or created", &self.sessions_opened),
+            ("penstock_wills_refused", "Wills that a full backlog did not take", &self.wills_refused),
             ("penstock_appended_records", "Records stored", &self.appended_records),
             ("penstock_appended_bytes", "Bytes of records stored", &self.appended_bytes),
             (
@@ -138,6 +149,23 @@ impl Metrics {
         for (name, help, counter) in counts {
             registry.register(name, help, counter.clone());
         }
+    }
+
+    /// A will is published.
+    pub fn will_fired(&self, cause: Option<Cause>) {
+        let [connection, takeover, gateway_lost] = &self.wills_fired;
+        match cause {
+            Some(Cause::Connection) | None => connection,
+            Some(Cause::Takeover) => takeover,
+            Some(Cause::GatewayLost) => gateway_lost,
+        }
+        .inc();
+    }
+
+    /// Records are stored that no shard appended.
+    pub fn appended_beside(&self, records: u64, bytes: u64) {
+        self.appended_records.inc_by(records);
+        self.appended_bytes.inc_by(bytes);
     }
 
     /// An entry is stored.

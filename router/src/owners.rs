@@ -60,6 +60,11 @@ impl<S: Clone + PartialEq> Owners<S> {
         (epoch, superseded)
     }
 
+    /// Whether this provisional epoch was handed out here and is not superseded by a later one.
+    pub fn has_granted(&self, client: &[u8], epoch: Epoch) -> bool {
+        self.granted.get(client).is_some_and(|(provisional, _)| *provisional == epoch)
+    }
+
     /// An ownership is told.
     pub fn attach(&mut self, client: &[u8], epoch: Epoch, link: S) -> Attached<S> {
         let new = Ownership { epoch, link };

@@ -13,7 +13,7 @@ use penstock_common::{
     registry::{Member, MemberKind, Members},
     rendezvous,
 };
-use tokio::sync::Notify;
+use tokio::{sync::Notify, time::Instant};
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
@@ -29,6 +29,8 @@ const PROBE_LIMIT: Duration = Duration::from_millis(500);
 pub struct Presence {
     alive: Mutex<Alive>,
     changed: Notify,
+    /// Who is alive has changed.
+    pub news: Notify,
 }
 
 #[derive(Default)]
@@ -37,6 +39,8 @@ struct Alive {
     shards: Arc<[ShardId]>,
     /// In the registry now.
     registered: Arc<Members>,
+    /// First look.
+    since: Option<Instant>,
 }
 
 impl Presence {
@@ -48,6 +52,19 @@ impl Presence {
     /// Shards of gateways that are alive.
     pub fn shards(&self) -> Arc<[ShardId]> {
         Arc::clone(&lock(&self.alive).shards)
+    }
+
+    /// Whether links and registry were followed for so long.
+    pub fn has_followed(&self, grace: Duration) -> bool {
+        lock(&self.alive).since.is_some_and(|since| since.elapsed() >= grace)
+    }
+
+    /// Whether a gateway is gone by both witnesses, which were followed for so long.
+    pub fn is_gone(&self, gateway: u64, grace: Duration) -> bool {
+        let alive = lock(&self.alive);
+        alive.since.is_some_and(|since| since.elapsed() >= grace)
+            && !alive.registered.gateways.contains_key(&gateway)
+            && !alive.shards.iter().any(|shard| shard.gateway == gateway)
     }
 
     /// Whether the registry names this member now.
@@ -108,9 +125,11 @@ async fn observe(homes: &Homes, registered: Arc<Members>) -> bool {
         alive.registered = registered;
         alive.members = Arc::new(members);
         alive.shards = shards;
+        alive.since.get_or_insert_with(Instant::now);
     }
     if differs {
         homes.wake_fan_outs();
+        homes.presence.news.notify_one();
     }
     lost
 }

@@ -3,6 +3,8 @@
 
 #[path = "support/shard.rs"]
 mod shard;
+#[path = "link/wills.rs"]
+mod wills;
 
 use std::{sync::Arc, time::Duration};
 
@@ -46,8 +48,13 @@ impl World {
 
     async fn router(&self) -> RunningRouter {
         let any = "127.0.0.1:0".parse().unwrap();
-        let config =
-            RouterConfig { link_listen: any, grpc_listen: any, http_listen: any, ..RouterConfig::default() };
+        let config = RouterConfig {
+            link_listen: any,
+            grpc_listen: any,
+            http_listen: any,
+            grace_ms: 300,
+            ..RouterConfig::default()
+        };
         let mut metrics = prometheus_client::registry::Registry::default();
         Router::start(config, self.registry.clone(), self.store.clone(), Seams::real(), &mut metrics)
             .await

@@ -10,7 +10,8 @@ use crate::{
     wait::eventually,
 };
 
-const ADMIN_PASSWORD: &str = "admin-password-0123456789";
+/// Of `system/admin`.
+pub const ADMIN_PASSWORD: &str = "admin-password-0123456789";
 /// TTL of the leases in etcd that members hold.
 pub const LEASE: Duration = Duration::from_secs(10);
 

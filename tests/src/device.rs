@@ -33,28 +33,40 @@ impl Device {
         password: &str,
         client: &str,
     ) -> Result<Self, WireError> {
-        Self::open(target, username, password, client, true).await
+        Self::open(target, Self::login(username, password, client)).await
     }
 
-    /// Connects with clean session 0.
-    pub async fn resume(target: &str, tenant: &TestTenant, client: &str) -> Result<Self, WireError> {
-        Self::open(target, &tenant.device(), &tenant.password, client, false).await
-    }
-
-    async fn open(
-        target: &str,
-        username: &str,
-        password: &str,
-        client: &str,
-        clean_session: bool,
-    ) -> Result<Self, WireError> {
-        let login = Login {
+    fn login(username: &str, password: &str, client: &str) -> Login {
+        Login {
             client_id: client.into(),
             username: username.into(),
             password: password.into(),
             keep_alive: Duration::from_secs(60),
-            clean_session,
-        };
+            clean_session: true,
+            will: None,
+        }
+    }
+
+    /// Connects with clean session 0.
+    pub async fn resume(target: &str, tenant: &TestTenant, client: &str) -> Result<Self, WireError> {
+        let login = Self::login(&tenant.device(), &tenant.password, client);
+        Self::open(target, Login { clean_session: false, ..login }).await
+    }
+
+    /// Connects, leaving a will of QoS 1.
+    pub async fn mortal(
+        target: &str,
+        tenant: &TestTenant,
+        client: &str,
+        clean_session: bool,
+        will: (&str, &str),
+    ) -> Result<Self, WireError> {
+        let login = Self::login(&tenant.device(), &tenant.password, client);
+        let will = Some((will.0.to_owned(), will.1.to_owned()));
+        Self::open(target, Login { clean_session, will, ..login }).await
+    }
+
+    async fn open(target: &str, login: Login) -> Result<Self, WireError> {
         Ok(Self { wire: Wire::open(target, &login).await?, next_id: 1 })
     }
 
@@ -97,13 +109,18 @@ impl Device {
 
     /// PUBLISH with QoS 1, and waits for the PUBACK.
     pub async fn publish(&mut self, topic: &str, payload: &str) -> Result<(), WireError> {
+        self.say(topic, payload).await?;
+        let (answer, id) = (self.next().await?, self.next_id);
+        assert!(matches!(&answer, Packet::PubAck(ack) if ack.pkid == id), "{answer:?}");
+        Ok(())
+    }
+
+    /// Writes a PUBLISH with QoS 1 and waits for nothing.
+    pub async fn say(&mut self, topic: &str, payload: &str) -> Result<(), WireError> {
         let mut publish = Publish::new(topic, QoS::AtLeastOnce, payload);
         publish.pkid = self.id();
         publish.write(&mut self.wire.out).expect("encodes");
-        self.wire.flush().await?;
-        let answer = self.next().await?;
-        assert!(matches!(&answer, Packet::PubAck(ack) if ack.pkid == publish.pkid), "{answer:?}");
-        Ok(())
+        self.wire.flush().await
     }
 
     /// PUBLISH with QoS 1; the PUBACK is among what comes next.
@@ -140,6 +157,11 @@ impl Device {
     /// DISCONNECT.
     pub async fn disconnect(mut self) -> Result<(), WireError> {
         self.wire.disconnect().await
+    }
+
+    /// The next packet, or the end of the connection, however long it takes.
+    pub async fn wait(&mut self) -> Result<Packet, WireError> {
+        self.wire.next().await
     }
 
     /// Waits until the server closes the connection.

@@ -2,7 +2,7 @@
 
 use tempfile::TempDir;
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
+    io::{AsyncBufReadExt, AsyncWriteExt, BufReader},
     net::TcpStream,
     process::Command,
 };
@@ -87,20 +87,26 @@ impl Redis {
         self.child.wake();
     }
 
+    /// The number that a command of plain words is answered with.
+    pub async fn number(&self, command: &str) -> Option<u64> {
+        ask(self.port, command).await?.strip_prefix(':')?.parse().ok()
+    }
+
     async fn answering(&mut self) {
         let (port, child) = (self.port, &mut self.child);
         eventually("Redis answers", START, || {
             assert!(child.ended().is_none(), "Redis ended; {}", child.tail());
-            async move {
-                let mut stream = TcpStream::connect(("127.0.0.1", port)).await.ok()?;
-                stream.write_all(b"PING\r\n").await.ok()?;
-                let mut answer = [0; 5];
-                stream.read_exact(&mut answer).await.ok()?;
-                (answer == *b"+PONG").then_some(())
-            }
+            async move { ask(port, "PING").await.filter(|answer| answer == "+PONG").map(drop) }
         })
         .await;
     }
+}
+
+/// The first line of an answer.
+async fn ask(port: u16, command: &str) -> Option<String> {
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).await.ok()?;
+    stream.write_all(format!("{command}\r\n").as_bytes()).await.ok()?;
+    BufReader::new(stream).lines().next_line().await.ok()?
 }
 
 fn command(directory: &TempDir, port: u16, settings: &[String]) -> Command {

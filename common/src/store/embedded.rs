@@ -15,6 +15,7 @@ mod pushes;
 mod search;
 mod session;
 mod session_store;
+mod wills;
 
 use std::{
     fs::{File, TryLockError},
@@ -30,10 +31,11 @@ use disk::Disk;
 use machine::Machine;
 use mail::Sessions;
 use tokio::sync::watch;
+use wills::Wills;
 
 use super::{
     AppendError, CommitError, CursorChange, CursorStart, Cursors, DeadLetters, Durability, Entry, Keep,
-    ReadBack, SessionError, Store, StoreError, StoredEntry, Took, Trimmed, User,
+    ReadBack, Store, StoreError, StoredEntry, Took, Trimmed, User,
 };
 use crate::{
     name::{PartitionKey, TenantName},
@@ -99,7 +101,8 @@ impl EmbeddedStore {
         let partitions = disk.partitions().map_err(|error| damaged(directory, &error))?;
         let (told, healthy) = watch::channel(true);
         let sessions = Sessions::load(&disk).map_err(|error| damaged(directory, &error))?;
-        let machine = Machine::new(disk.clone(), partitions, sessions, synced);
+        let wills = Wills::load(&disk).map_err(|error| damaged(directory, &error))?;
+        let machine = Machine::new(disk.clone(), partitions, sessions, wills, synced);
         let (committer, thread) = Committer::start(machine, told).map_err(unusable)?;
         let description = format!("embedded {} ({durability})", directory.display());
         let (disk, committer, thread) = (Some(disk), Some(committer), Some(thread));
@@ -156,30 +159,6 @@ fn lock(directory: &Path) -> Result<File, OpenError> {
 
 fn damaged(directory: &Path, reason: &dyn std::fmt::Display) -> OpenError {
     OpenError::Damaged { directory: directory.into(), reason: reason.to_string() }
-}
-
-impl From<Failure> for StoreError {
-    fn from(Failure(reason): Failure) -> Self {
-        Self::Unavailable(reason)
-    }
-}
-
-impl From<Failure> for AppendError {
-    fn from(Failure(reason): Failure) -> Self {
-        Self::Lost(reason)
-    }
-}
-
-impl From<Failure> for SessionError {
-    fn from(failure: Failure) -> Self {
-        Self::Store(failure.into())
-    }
-}
-
-impl From<Failure> for CommitError {
-    fn from(failure: Failure) -> Self {
-        Self::Store(failure.into())
-    }
 }
 
 #[async_trait]

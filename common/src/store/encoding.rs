@@ -90,6 +90,19 @@ pub(super) fn filters(filters: &[SessionFilter]) -> Vec<u8> {
     out
 }
 
+/// Appends a record, whose bytes come in parts, to a `RecordBatch`: field 1, length-delimited.
+pub(super) fn put_frame(out: &mut Vec<u8>, parts: &[&[u8]]) {
+    let mut length: usize = parts.iter().map(|part| part.len()).sum();
+    out.reserve(length + 11);
+    out.push(0x0a);
+    while length >= 0x80 {
+        out.push((length as u8 & 0x7f) | 0x80);
+        length >>= 7;
+    }
+    out.push(length as u8);
+    parts.iter().for_each(|part| out.extend_from_slice(part));
+}
+
 /// The filters in exactly these bytes.
 pub(super) fn read_filters(bytes: &[u8]) -> Option<Vec<SessionFilter>> {
     let (mut reader, mut filters) = (Reader(bytes), Vec::new());

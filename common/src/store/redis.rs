@@ -30,6 +30,7 @@ mod taken;
 mod url;
 mod users;
 mod view;
+mod wills;
 
 use std::sync::Arc;
 
@@ -42,10 +43,11 @@ use tokio::sync::watch;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::{
-    AppendError, Appended, Begun, CommitError, CursorChange, CursorStart, Cursors, DeadLetters, Entry,
-    FilterChanges, FilterTable, Keep, MailLimits, MailStep, NewMail, NewPush, OpenedSession, PushKey,
-    PushStep, PushStore, Queued, ReadBack, SessionError, SessionFilter, SessionFilters, SessionState,
-    SessionStore, SteppedMail, Store, StoreError, StoredEntry, Took, Trimmed, User,
+    AppendError, Appended, Begun, ChangedWills, CommitError, CursorChange, CursorStart, Cursors, DeadLetters,
+    Entry, FilterChanges, FilterTable, HeldWill, Keep, MailLimits, MailStep, NewMail, NewPush, OpenedSession,
+    PushKey, PushStep, PushStore, Queued, ReadBack, SessionError, SessionFilter, SessionFilters,
+    SessionState, SessionStore, SteppedMail, Store, StoreError, StoredEntry, Took, Trimmed, User,
+    WillChanges, WillStore,
 };
 use crate::{
     clock::UnixMillis,
@@ -348,5 +350,25 @@ impl PushStore for RedisStore {
         outcome: Option<&str>,
     ) -> Result<(), SessionError> {
         pushes::end(&self.server, partition, term, client, key, outcome).await
+    }
+}
+
+#[async_trait]
+impl WillStore for RedisStore {
+    async fn change_wills(
+        &self,
+        partition: &PartitionKey,
+        term: Term,
+        changes: &WillChanges,
+    ) -> Result<ChangedWills, AppendError> {
+        wills::change(&self.server, partition, term, changes).await
+    }
+
+    async fn wills(&self, partition: &PartitionKey) -> Result<Vec<HeldWill>, StoreError> {
+        wills::all(&self.server, partition).await
+    }
+
+    async fn any_wills(&self, partition: &PartitionKey) -> Result<bool, StoreError> {
+        wills::any(&self.server, partition).await
     }
 }

@@ -29,6 +29,10 @@ pub(crate) struct Identity {
     pub(crate) epoch: Epoch,
     /// Epoch that the home is told: the older one, while records under it are unsettled.
     pub(crate) attached: Epoch,
+    /// Names the will that a home was told: the epoch of that time. NONE: none was.
+    pub(crate) will: Epoch,
+    /// Bytes that it takes to tell a router of it.
+    pub(crate) told: usize,
     /// Largest packet of the tenant, bytes.
     pub(crate) packet_bytes: u32,
     /// Clean session 1: nothing outlives the connection.

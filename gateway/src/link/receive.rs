@@ -54,7 +54,9 @@ impl Shard {
             Kind::Attached(attached) => {
                 let link = self.links.get_mut(key);
                 let keys = link.and_then(|link| link.attaches.remove(&attached.seq)).unwrap_or_default();
-                keys.into_iter().for_each(|connection| self.attached(connection));
+                for (index, connection) in (0u32..).zip(keys) {
+                    self.attached_or_refused(connection, attached.refused.contains(&index));
+                }
             }
             Kind::InterestConfirmed(confirmed) => self.interest_confirmed(key, confirmed.seq),
             Kind::Kick(kick) => self.kick_from(key, kick),
@@ -65,6 +67,7 @@ impl Shard {
             Kind::SessionOpened(opened) => self.session_opened(opened),
             Kind::FiltersSet(set) => self.filters_set(&set),
             Kind::Inspect(asked) => self.inspect(key, &asked),
+            Kind::WillsEnded(done) => self.wills_ended(key, &done),
         }
     }
 

@@ -26,8 +26,8 @@ pub(crate) struct LinkKey {
 const CONTROL_BYTES: usize = 16 << 20;
 /// Bytes that wait for it at which clients may not change their filters.
 const BACKED_UP: usize = CONTROL_BYTES / 4;
-/// Most bytes that a filter or an owner takes in a message beyond its names.
-const FRAME: usize = 22;
+/// Most bytes that a filter or an owner takes in a message beyond its names and its will.
+const FRAME: usize = 40;
 /// Most messages that wait for a link's data stream; beyond, the link is closed. Appends are bounded by credit.
 const DATA_MESSAGES: usize = 65_536;
 
@@ -80,7 +80,7 @@ pub(crate) struct Told {
 }
 
 impl Told {
-    /// A filter or an owner with names of this many bytes is there.
+    /// A filter or an owner with names, and a will, of this many bytes is there.
     pub(crate) fn add(&self, names: usize) {
         self.bytes.set(self.bytes.get() + names + FRAME);
         self.high.set(self.high.get().max(self.bytes.get()));
@@ -314,9 +314,15 @@ mod tests {
         let changes = vec![change; 2];
         let two = Interest { seq: 0, snapshot_end: false, changes }.encoded_len();
         assert!(two <= 2 * (names + FRAME), "{two}");
-        let owners = vec![Owner { client: vec![b'c'; 128].into(), epoch: u64::MAX, wipe: true }; 2];
-        let two = link::Attach { seq: 0, lane: 0, owners }.encoded_len();
-        assert!(two <= 2 * (128 + FRAME), "{two}");
+        let owner = Owner {
+            client: vec![b'c'; 128].into(),
+            epoch: u64::MAX,
+            wipe: true,
+            will_epoch: u64::MAX,
+            will: vec![0; 66_000].into(),
+        };
+        let two = link::Attach { seq: 0, lane: 0, owners: vec![owner; 2] }.encoded_len();
+        assert!(two <= 2 * (128 + 66_000 + FRAME), "{two}");
     }
 
     #[test]

@@ -9,6 +9,7 @@ use penstock_proto::link::{self, control_up};
 use super::{
     lane::{Lane, Route},
     owners::OWNERS,
+    wills::testament,
 };
 use crate::{link::table::LinkKey, shard::Shard};
 
@@ -95,6 +96,7 @@ impl Shard {
         let renewed: HashSet<_> = lane.renewals.drain(..).map(|(_, key)| key).collect();
         let (mut keys, mut owners) = (Vec::new(), Vec::new());
         lane.attach.clear();
+        let ending = lane.endings.clients();
         for owner in &lane.owners {
             let Some(identity) = self.connections.identity_mut(*owner) else { continue };
             if renewed.contains(owner) && lane.is_settled() {
@@ -103,11 +105,17 @@ impl Shard {
                 // Re-sent records carry the older epoch: it stays until they are settled.
                 lane.renewals.push((lane.next_number(), *owner));
             }
-            if owners.len() < OWNERS {
+            // Where an older will of the client is ending, the home has to be told that first.
+            if owners.len() < OWNERS && !ending.contains(&identity.client) {
                 let (client, epoch, clean) = (identity.client.clone(), identity.attached.0, identity.clean);
-                let wipe = clean && self.connections.get(*owner).is_some_and(|it| !it.admitted);
-                owners.push(link::Owner { client, epoch, wipe });
-                keys.push(*owner);
+                let will_epoch = identity.will.0;
+                let connection = self.connections.get(*owner);
+                let wipe = clean && connection.is_some_and(|it| !it.admitted);
+                owners.push(link::Owner { client, epoch, wipe, will_epoch, ..link::Owner::default() });
+                // With a will that is not kept it is confirmed by an Attach of its own, which brings the will.
+                let untold = connection.and_then(testament).is_some();
+                let to = if untold { &mut lane.attach } else { &mut keys };
+                to.push(*owner);
             } else {
                 lane.attach.push(*owner);
             }
@@ -138,6 +146,7 @@ impl Shard {
         for key in owners {
             self.attached(key);
         }
+        self.tell_owners(index);
         self.ask_again(index);
         self.lanes.mark(index);
         self.provision(index);

@@ -13,6 +13,7 @@ use penstock_proto::link;
 use super::{
     batch::{BATCH_BYTES, BATCH_RECORDS, Batch, Receipt, Sealed, Size},
     record::NewRecord,
+    wills::Endings,
 };
 use crate::{
     connection::table::ConnectionKey,
@@ -92,6 +93,8 @@ pub(crate) struct Lane {
     pub(crate) held: Vec<ConnectionKey>,
     /// Renewed epochs, each told only when all records before this number (under the older epoch) are settled.
     pub(crate) renewals: Vec<(u64, ConnectionKey)>,
+    /// Wills of connections that have ended.
+    pub(crate) endings: Endings,
     /// Provisional claims that need the home.
     pub(crate) visitors: usize,
     /// Sessions of the tenant have subscriptions here: what the partition holds is fanned out by its home.
@@ -120,6 +123,7 @@ impl Lane {
             ended: VecDeque::new(),
             held: Vec::new(),
             renewals: Vec::new(),
+            endings: Endings::default(),
             visitors: 0,
             watched: false,
             dirty: false,
@@ -149,7 +153,11 @@ impl Lane {
 
     /// Whether a home is needed.
     pub(crate) fn is_wanted(&self) -> bool {
-        self.watched || !self.owners.is_empty() || self.visitors > 0 || !self.is_settled()
+        self.watched
+            || !self.owners.is_empty()
+            || self.visitors > 0
+            || !self.is_settled()
+            || !self.endings.is_empty()
     }
 
     /// Nothing of the present route's is unsettled: the lane may move.
@@ -275,6 +283,7 @@ impl Lane {
         self.under_way = 0;
         self.attach.clear();
         self.detach.clear();
+        self.endings.tell_again();
         self.route = route;
     }
 
@@ -304,13 +313,17 @@ impl Lane {
         self.sent.clear();
         self.under_way = 0;
         self.renewals.clear();
+        self.endings = Endings::default();
         dropped
     }
 
-    /// Forgets every record: the shard was paused and numbers anew. Returns how many were dropped.
+    /// Forgets every record: the shard was paused and numbers anew. Returns how many were dropped. Wills of connections
+    /// that have ended are still told.
     pub(crate) fn reset(&mut self) -> usize {
         let dropped = self.open_records();
-        *self = Self { dirty: self.dirty, ..Self::new(self.key.clone()) };
+        let mut endings = std::mem::take(&mut self.endings);
+        endings.all_due();
+        *self = Self { dirty: self.dirty, endings, ..Self::new(self.key.clone()) };
         dropped
     }
 

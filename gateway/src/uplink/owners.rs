@@ -2,15 +2,24 @@
 
 use std::collections::HashSet;
 
-use bytes::Bytes;
 use penstock_common::{epoch::Epoch, name::ClientKey, rendezvous};
 use penstock_proto::link::{self, control_up};
 
-use super::lane::Route;
-use crate::{connection::table::ConnectionKey, shard::Shard};
+use super::{
+    lane::Route,
+    wills::{testament, will_bytes},
+};
+use crate::{
+    connection::table::{ConnectionKey, Identity},
+    link::table::LinkKey,
+    shard::Shard,
+};
 
-/// Owners in one message: a fraction of the 4 MiB that gRPC takes.
+/// Owners in one message, and bytes of their wills: a fraction of the 4 MiB that gRPC takes.
 pub(super) const OWNERS: usize = 8_192;
+const WILL_BYTES: usize = 1 << 20;
+/// Bytes of a will's record beside its names, topic and payload.
+const RECORD: usize = 48;
 
 impl Shard {
     /// Tells the home of ownerships gained and lost since the last turn.
@@ -18,20 +27,9 @@ impl Shard {
         let Some(lane) = self.lanes.lanes.get_mut(index) else { return };
         let Route::Open { link: place, number, .. } = lane.route else { return };
         let (attach, detach) = (std::mem::take(&mut lane.attach), std::mem::take(&mut lane.detach));
-        let Some(link) = self.links.get_mut(place) else { return };
-        for keys in attach.chunks(OWNERS) {
-            let owner = |key: &ConnectionKey| {
-                let connection = self.connections.get(*key)?;
-                let it = connection.identity.as_deref()?;
-                let wipe = it.clean && !connection.admitted;
-                Some((*key, link::Owner { client: it.client.clone(), epoch: it.attached.0, wipe }))
-            };
-            let (keys, owners): (Vec<_>, Vec<_>) = keys.iter().filter_map(owner).unzip();
-            let seq = link.number();
-            link.attaches.insert(seq, keys);
-            link.control(control_up::Kind::Attach(link::Attach { seq, lane: number, owners }));
-        }
         let mut ended: Vec<link::Ended> = std::mem::take(&mut lane.ended).into();
+        let Some(link) = self.links.get(place) else { return };
+        // What has ended first: a newer connection of the same client may be among those that are attached.
         for owners in detach.chunks(OWNERS) {
             let detach =
                 link::Detach { lane: number, owners: owners.to_vec(), ended: std::mem::take(&mut ended) };
@@ -41,6 +39,44 @@ impl Shard {
             let detach = link::Detach { lane: number, owners: Vec::new(), ended };
             link.control(control_up::Kind::Detach(detach));
         }
+        self.tell_endings(index);
+        let (mut keys, mut owners, mut bytes) = (Vec::new(), Vec::new(), 0);
+        for key in attach {
+            let Some(owner) = self.ownership_of(key) else { continue };
+            bytes += owner.will.len();
+            keys.push(key);
+            owners.push(owner);
+            if owners.len() == OWNERS || bytes >= WILL_BYTES {
+                self.tell_attach(place, number, std::mem::take(&mut keys), std::mem::take(&mut owners));
+                bytes = 0;
+            }
+        }
+        self.tell_attach(place, number, keys, owners);
+    }
+
+    fn tell_attach(&mut self, place: LinkKey, lane: u32, keys: Vec<ConnectionKey>, owners: Vec<link::Owner>) {
+        let Some(link) = self.links.get_mut(place).filter(|_| !keys.is_empty()) else { return };
+        let seq = link.number();
+        link.attaches.insert(seq, keys);
+        link.control(control_up::Kind::Attach(link::Attach { seq, lane, owners }));
+    }
+
+    /// What a home is told of a connection; its will, until it has its CONNACK.
+    fn ownership_of(&mut self, key: ConnectionKey) -> Option<link::Owner> {
+        let connection = self.connections.get_mut(key)?;
+        let will = testament(connection);
+        let waits = !connection.admitted;
+        let it = connection.identity.as_deref_mut()?;
+        if will.is_some() && it.will == Epoch::NONE {
+            it.will = it.attached;
+        }
+        Some(link::Owner {
+            client: it.client.clone(),
+            epoch: it.attached.0,
+            wipe: it.clean && waits,
+            will_epoch: it.will.0,
+            will: will.unwrap_or_default(),
+        })
     }
 
     /// An ownership has a new epoch: records carry it from now on, and the home is told when all older ones are settled.
@@ -80,11 +116,21 @@ impl Shard {
 
     /// Makes the home of a connection's partition know it; `attached` follows.
     pub(crate) fn attach(&mut self, key: ConnectionKey, index: usize) {
-        let bytes = self.connections.identity(key).map(|identity| identity.client.len());
-        if let (Some(lane), Some(bytes)) = (self.lanes.get_mut(index), bytes) {
-            if lane.owners.insert(key) {
-                self.links.told.add(bytes);
-            }
+        let Some(connection) = self.connections.get_mut(key) else { return };
+        let will = will_bytes(connection);
+        let Some(identity) = connection.identity.as_deref_mut() else { return };
+        let Some(lane) = self.lanes.get_mut(index) else { return };
+        if lane.owners.insert(key) {
+            let names = identity.client.len();
+            // A will is a record, which names client and user.
+            identity.told = names + if will > 0 { names + identity.user.len() + will + RECORD } else { 0 };
+            self.links.told.add(identity.told);
+        }
+        lane.endings.settled(lane.settled_below());
+        if lane.endings.waits_for(&identity.client) {
+            // Its will is to follow what it published, and be there before this connection is.
+            lane.renewals.push((lane.next_number(), key));
+        } else {
             lane.attach.push(key);
         }
         self.lanes.mark(index);
@@ -92,13 +138,15 @@ impl Shard {
     }
 
     /// The connection is gone.
-    pub(crate) fn detach(&mut self, key: ConnectionKey, index: usize, client: &Bytes, epoch: Epoch) {
+    pub(crate) fn detach(&mut self, key: ConnectionKey, identity: &Identity) {
+        let index = identity.lane;
         let Some(lane) = self.lanes.get_mut(index) else { return };
         lane.renewals.retain(|(_, renewed)| *renewed != key);
         if lane.owners.remove(&key) {
-            self.links.told.remove(client.len());
+            self.links.told.remove(identity.told);
             lane.attach.retain(|waiting| *waiting != key);
-            lane.detach.push(link::Owner { client: client.clone(), epoch: epoch.0, wipe: false });
+            let (client, epoch) = (identity.client.clone(), identity.attached.0);
+            lane.detach.push(link::Owner { client, epoch, ..link::Owner::default() });
             self.lanes.mark(index);
             self.want_end();
         }

@@ -87,10 +87,16 @@ impl Measured<'_> {
 
     /// Appends the record to a batch.
     pub(crate) fn encode(&self, batch: &mut Vec<u8>) {
-        let record = self.record;
         batch.reserve(self.encoded_len());
         batch.push(1 << 3 | LENGTH_DELIMITED);
         put_varint(batch, self.body as u64);
+        self.encode_body(batch);
+    }
+
+    /// Appends the record alone.
+    pub(crate) fn encode_body(&self, batch: &mut Vec<u8>) {
+        let record = self.record;
+        batch.reserve(self.body);
         put_bytes(batch, 1, record.client);
         put_number(batch, 2, record.epoch);
         put_bytes(batch, 3, record.topic);

@@ -156,6 +156,10 @@ impl Client {
         self.output.write(|out| v4::PubAck::new(packet_id).write(out)).await;
     }
 
+    pub async fn disconnect(&mut self) {
+        self.output.write(|out| v4::Disconnect.write(out)).await;
+    }
+
     pub async fn ping(&mut self) {
         self.output.write(|out| v4::PingReq.write(out)).await;
     }

@@ -18,4 +18,5 @@ mod tls;
 mod way_in;
 mod way_out;
 mod web_socket;
+mod wills;
 mod wires;

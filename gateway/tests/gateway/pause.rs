@@ -2,7 +2,7 @@
 
 use std::sync::atomic::Ordering;
 
-use penstock_proto::link::{control_up, data_up};
+use penstock_proto::link::{WillEnd, control_up, data_up};
 
 use crate::{
     client::Client,
@@ -37,6 +37,8 @@ async fn a_shard_that_was_paused_publishes_nothing_stale_and_numbers_anew() {
 
     router.hold().settles.store(false, Ordering::SeqCst);
     assert_ne!(router.expect("Hello", hello).await, before, "a new producer");
+    // The home decides whether it is due: a newer connection elsewhere has ended it.
+    assert_eq!(router.expect_ended_will().await.end(), WillEnd::Fire);
     assert_eq!(setup.registry.owned(&client_key("c1")), None);
     let mut fresh = Client::connect(setup.address, "c1").await;
     fresh.publish("a", 1, b"fresh").await;

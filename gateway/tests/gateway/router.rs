@@ -33,6 +33,7 @@ pub struct Hold {
     pub interest: AtomicBool,
     pub lanes: AtomicBool,
     pub links: AtomicBool,
+    pub wills: AtomicBool,
 }
 
 type Senders<T> = Mutex<HashMap<String, mpsc::Sender<Result<T, Status>>>>;
@@ -47,6 +48,8 @@ pub struct Inner {
     pub authenticated: AtomicU64,
     /// Epoch that provisional ones supersede; 0: none.
     pub superseded: AtomicU64,
+    /// Wills are not kept.
+    pub refuse_wills: AtomicBool,
 }
 
 pub struct Router {
@@ -72,6 +75,7 @@ impl Router {
             data: Mutex::default(),
             authenticated: AtomicU64::new(0),
             superseded: AtomicU64::new(0),
+            refuse_wills: AtomicBool::new(false),
         });
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
@@ -143,6 +147,24 @@ impl Router {
         .await
     }
 
+    /// The next ownership that is told by itself.
+    pub async fn expect_owner(&mut self) -> link::Owner {
+        self.expect("Attach", |seen| match seen {
+            Seen::Control(control_up::Kind::Attach(attach)) => Some(attach.owners[0].clone()),
+            _ => None,
+        })
+        .await
+    }
+
+    /// The next end of a will.
+    pub async fn expect_ended_will(&mut self) -> link::EndedWill {
+        self.expect("EndWills", |seen| match seen {
+            Seen::Control(control_up::Kind::EndWills(ends)) => Some(ends.ended[0].clone()),
+            _ => None,
+        })
+        .await
+    }
+
     /// Everything seen so far that nobody waited for.
     pub fn drain_seen(&mut self) -> Vec<Seen> {
         std::iter::from_fn(|| self.seen.try_recv().ok()).collect()
@@ -206,7 +228,14 @@ impl Inner {
             }),
             Up::Heartbeat(_) => Down::Heartbeat(link::Heartbeat {}),
             Up::OpenLane(open) if !held(&self.hold.lanes) => opened(open.lane),
-            Up::Attach(attach) => Down::Attached(link::Attached { seq: attach.seq }),
+            Up::Attach(attach) => {
+                let wills = (0..).zip(&attach.owners).filter(|(_, owner)| !owner.will.is_empty());
+                let refused = wills.map(|(index, _)| index).filter(|_| held(&self.refuse_wills)).collect();
+                Down::Attached(link::Attached { seq: attach.seq, refused })
+            }
+            Up::EndWills(ends) if !held(&self.hold.wills) => {
+                Down::WillsEnded(link::WillsEnded { seq: ends.seq, lane: ends.lane })
+            }
             Up::Interest(interest) if !held(&self.hold.interest) => {
                 Down::InterestConfirmed(link::InterestConfirmed { seq: interest.seq })
             }

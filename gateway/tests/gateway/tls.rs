@@ -5,7 +5,7 @@ use std::sync::Arc;
 use mqttbytes::QoS;
 use penstock_common::clock::Seams;
 use penstock_gateway::{Gateway, GatewayConfig, StartError, TransportKind, config::transports::TlsFiles};
-use penstock_proto::record::RecordBatch;
+use penstock_proto::{link::WillEnd, record::RecordBatch};
 use prost::Message;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -259,9 +259,7 @@ async fn a_wire_that_is_cut_or_closed_without_a_disconnect_publishes_the_will() 
         } else {
             stream.shutdown().await.unwrap();
         }
-        let append = it.router.expect_append().await;
-        let record = RecordBatch::decode(append.records).unwrap().records.remove(0);
-        assert!(record.last_will);
+        assert_eq!(it.router.expect_ended_will().await.end(), WillEnd::Fire);
     }
 }
 

@@ -289,19 +289,6 @@ async fn a_packet_in_pieces_and_a_large_one_arrive_whole() {
 }
 
 #[tokio::test]
-async fn a_will_is_published_when_the_transport_breaks() {
-    let mut router = Router::start(1).await;
-    let setup = Setup::new(&[&router]).await;
-    let mut client = Client::dial(setup.address).await;
-    client.say_connect_with_will("c1", "state/c1", "gone").await;
-    client.read().await.unwrap();
-    drop(client);
-    let record = records(&router.expect_append().await).remove(0);
-    assert!(record.last_will);
-    assert_eq!((&record.topic[..], &record.payload[..]), (&b"state/c1"[..], &b"gone"[..]));
-}
-
-#[tokio::test]
 async fn a_drain_acknowledges_what_was_received_then_closes_and_releases() {
     let mut router = Router::start(1).await;
     let setup = Setup::new(&[&router]).await;

@@ -3,7 +3,7 @@
 use futures::{SinkExt, StreamExt};
 use mqttbytes::{QoS, v4::Packet};
 use penstock_gateway::TransportKind;
-use penstock_proto::record::RecordBatch;
+use penstock_proto::{link::WillEnd, record::RecordBatch};
 use prost::Message as _;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -97,9 +97,7 @@ async fn text_is_refused_by_its_code_and_the_will_is_published() {
         };
         let answer = timeout(PATIENCE, socket.next()).await.expect("no answer").unwrap().unwrap();
         assert!(matches!(&answer, Message::Close(Some(frame)) if frame.code == code), "{answer:?}");
-        let append = router.expect_append().await;
-        let record = RecordBatch::decode(append.records).unwrap().records.remove(0);
-        assert!(record.last_will);
+        assert_eq!(router.expect_ended_will().await.end(), WillEnd::Fire);
     }
     assert_eq!(failures(&setup, "ws_text"), 1.0);
 }

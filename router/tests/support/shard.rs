@@ -5,8 +5,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use penstock_proto::{
     link::{
-        Append, ControlDown, ControlUp, DataDown, DataUp, Deliver, FilterChange, Hello, Interest, OpenLane,
-        Owner, Settle, Taken, control_down, control_up, data_down, data_up, link_client::LinkClient,
+        Append, Attach, Attached, ControlDown, ControlUp, DataDown, DataUp, Deliver, EndWills, EndedWill,
+        FilterChange, Hello, Interest, OpenLane, Owner, Settle, Taken, WillEnd, control_down, control_up,
+        data_down, data_up, link_client::LinkClient,
     },
     record::{Record, RecordBatch},
 };
@@ -106,11 +107,56 @@ impl Shard {
         }
     }
 
+    /// Attaches an owner with a will, whose topic and payload are given; empty: without one.
+    pub async fn attach(
+        &mut self,
+        lane: u32,
+        client: &'static str,
+        epoch: u64,
+        will: &'static str,
+    ) -> Attached {
+        self.ask_attach(lane, client, epoch, will).await;
+        self.attached(epoch).await
+    }
+
+    pub async fn ask_attach(&mut self, lane: u32, client: &'static str, epoch: u64, will: &'static str) {
+        let record = Record {
+            client: Bytes::from_static(client.as_bytes()),
+            epoch,
+            topic: Bytes::from_static(will.as_bytes()),
+            payload: Bytes::from_static(will.as_bytes()),
+            qos: 1,
+            last_will: true,
+            ..Record::default()
+        };
+        let (will_epoch, will) =
+            if will.is_empty() { (0, Bytes::new()) } else { (epoch, record.encode_to_vec().into()) };
+        let client = Bytes::from_static(client.as_bytes());
+        let owners = vec![Owner { client, epoch, will_epoch, will, wipe: false }];
+        self.tell(control_up::Kind::Attach(Attach { seq: epoch, lane, owners })).await;
+    }
+
+    pub async fn attached(&mut self, epoch: u64) -> Attached {
+        loop {
+            if let control_down::Kind::Attached(attached) = self.told().await {
+                assert_eq!(attached.seq, epoch);
+                return attached;
+            }
+        }
+    }
+
+    /// Ends a will, and waits until that is confirmed.
+    pub async fn end_will(&mut self, lane: u32, client: &'static str, epoch: u64, end: WillEnd) {
+        let ended = EndedWill { client: Bytes::from_static(client.as_bytes()), epoch, end: end.into() };
+        self.tell(control_up::Kind::EndWills(EndWills { seq: 1, lane, ended: vec![ended] })).await;
+        while !matches!(self.told().await, control_down::Kind::WillsEnded(_)) {}
+    }
+
     pub async fn ask_open(&mut self, lane: u32, owners: &[(&'static str, u64)]) {
         let owner = |(client, epoch): &(&'static str, u64)| Owner {
             client: Bytes::from_static(client.as_bytes()),
             epoch: *epoch,
-            wipe: false,
+            ..Owner::default()
         };
         let owners = owners.iter().map(owner).collect();
         self.tell(control_up::Kind::OpenLane(OpenLane { lane, tenant: "acme".into(), partition: 0, owners }))

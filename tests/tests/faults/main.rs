@@ -19,3 +19,4 @@ mod routers_added_and_removed;
 mod sessions;
 mod slow_receivers;
 mod under_load;
+mod wills;

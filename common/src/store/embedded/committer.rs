@@ -9,6 +9,7 @@ use std::sync::Arc;
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
 use super::machine::Machine;
+use crate::store::{AppendError, CommitError, SessionError, StoreError};
 
 /// Jobs that wait.
 const QUEUE: usize = 4_096;
@@ -22,6 +23,30 @@ const JOB_KIB: u32 = 1;
 /// Told to every job of a batch that could not be written, and to all later ones.
 #[derive(Clone, Debug)]
 pub(super) struct Failure(pub(super) String);
+
+impl From<Failure> for StoreError {
+    fn from(Failure(reason): Failure) -> Self {
+        Self::Unavailable(reason)
+    }
+}
+
+impl From<Failure> for AppendError {
+    fn from(Failure(reason): Failure) -> Self {
+        Self::Lost(reason)
+    }
+}
+
+impl From<Failure> for SessionError {
+    fn from(failure: Failure) -> Self {
+        Self::Store(failure.into())
+    }
+}
+
+impl From<Failure> for CommitError {
+    fn from(failure: Failure) -> Self {
+        Self::Store(failure.into())
+    }
+}
 
 /// Runs on the state, puts what is to be written into the batch, and gives back who is to be told when it is.
 type Job = Box<dyn FnOnce(&mut Machine) -> Answer + Send>;

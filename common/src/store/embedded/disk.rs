@@ -37,6 +37,7 @@ pub(super) struct Disk {
     pub(super) push_keys: Keyspace,
     /// Dead letters, with keys as mail has, of a group in place of a client.
     pub(super) dead: Keyspace,
+    pub(super) wills: Keyspace,
 }
 
 pub(super) fn corrupt(what: &str) -> StoreError {
@@ -58,11 +59,12 @@ impl Disk {
         let (log, state, users) = (keyspace("log")?, keyspace("state")?, keyspace("users")?);
         let (sessions, mail, filters) = (keyspace("sessions")?, keyspace("mail")?, keyspace("filters")?);
         let (push_keys, dead) = (keyspace("push-keys")?, keyspace("dead")?);
-        Ok(Self { database, log, state, users, sessions, mail, filters, push_keys, dead })
+        let wills = keyspace("wills")?;
+        Ok(Self { database, log, state, users, sessions, mail, filters, push_keys, dead, wills })
     }
 
     /// All keyspaces, in the order in which a tenant is removed from them: what fences it last.
-    pub(super) fn keyspaces(&self) -> [Keyspace; 8] {
+    pub(super) fn keyspaces(&self) -> [Keyspace; 9] {
         [
             &self.log,
             &self.users,
@@ -70,6 +72,7 @@ impl Disk {
             &self.push_keys,
             &self.mail,
             &self.dead,
+            &self.wills,
             &self.sessions,
             &self.state,
         ]

@@ -10,6 +10,7 @@ use super::{
     keys,
     mail::Sessions,
     partition::{Partition, advance, encode_cursor},
+    wills::Wills,
 };
 use crate::{
     clock::Seams,
@@ -31,6 +32,7 @@ pub(super) struct Machine {
     pub(super) disk: Disk,
     pub(super) partitions: HashMap<PartitionKey, Partition>,
     pub(super) sessions: Sessions,
+    pub(super) wills: Wills,
     pub(super) batch: WriteBatch,
     pub(super) batch_bytes: usize,
     /// Batches that were written.
@@ -45,6 +47,7 @@ impl Machine {
         disk: Disk,
         partitions: HashMap<PartitionKey, Partition>,
         sessions: Sessions,
+        wills: Wills,
         synced: bool,
     ) -> Self {
         let mode = if synced { PersistMode::SyncData } else { PersistMode::Buffer };
@@ -53,6 +56,7 @@ impl Machine {
             disk,
             partitions,
             sessions,
+            wills,
             batch,
             batch_bytes: 0,
             writes: 1,
@@ -275,6 +279,7 @@ impl Machine {
         // Fences every home of it off.
         self.partitions.retain(|key, _| key.tenant != *tenant);
         self.sessions.forget(tenant);
+        self.wills.forget(tenant);
         for keyspace in self.disk.keyspaces() {
             self.settle()?;
             for (number, item) in keyspace.prefix(keys::tenant(tenant)).enumerate() {

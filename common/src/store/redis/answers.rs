@@ -25,6 +25,7 @@ impl From<Failure> for AppendError {
         match failure {
             // The one way in which XADD refuses an id that it can read.
             Failure::Refused { text, .. } if text.contains("equal or smaller") => Self::Fenced,
+            Failure::Refused { code, .. } if code == FENCED => Self::Fenced,
             Failure::Refused { text, .. } | Failure::Away(text) => Self::Refused(text),
             Failure::Lost(reason) | Failure::Unreadable(reason) => Self::Lost(reason),
         }

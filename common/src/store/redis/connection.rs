@@ -140,6 +140,22 @@ impl Server {
         self.redirected(&call, Manner::Stored).await
     }
 
+    /// The same on the very connection that a term was taken on.
+    pub(super) async fn run_there(
+        &self,
+        live: &Live,
+        script: &ScriptInvocation<'_>,
+    ) -> Result<Value, Failure> {
+        let command = command_of(script).await;
+        match live.store(command.clone()).await {
+            Err(Failure::Refused { code, .. }) if code == "NOSCRIPT" => {
+                live.load(script).await?;
+                live.store(command).await
+            }
+            answer => answer,
+        }
+    }
+
     /// Where the partition's log is, if its term was taken there: otherwise nothing may be appended under it.
     pub(super) fn holds(&self, taking: &Taking) -> Option<Arc<Live>> {
         self.find(taking.log.as_bytes()).filter(|live| live.number == taking.live)

@@ -75,6 +75,11 @@ impl Keys {
         self.key("idem:")
     }
 
+    /// Hash: wills by client, `<epoch> <gateway> <record>`.
+    pub(super) fn wills(&self) -> String {
+        self.key("wills")
+    }
+
     /// What comes before an encoded group in the key of its cursor.
     pub(super) fn cursor_prefix(&self) -> String {
         self.key("c:")

@@ -1,11 +1,14 @@
 //! Terms and entries: take, append, read. An append is one XADD and no script; the term in its id is the fence.
 
+use std::sync::Arc;
+
 use redis::{Cmd, Value};
 
 use super::{
     answers,
     connection::{Failure, Server, Way, is_redirect},
     keys::Keys,
+    live::Live,
     scripts::TAKE_SCRIPT,
     taken::Taking,
 };
@@ -65,18 +68,28 @@ pub(super) async fn holder(
     Ok(Some((Term(term), holder)))
 }
 
-pub(super) async fn append(
+/// The term, and the connection that it was taken on.
+pub(super) fn held(
     server: &Server,
     partition: &PartitionKey,
     term: Term,
-    entry: &Entry,
-) -> Result<EntryId, AppendError> {
+) -> Result<(Arc<Taking>, Arc<Live>), AppendError> {
     let taking = match server.taken.get(partition).filter(|taking| taking.term == term) {
         Some(taking) => taking,
         // Not taken here, or taken again since: the server refuses it.
         None => server.taken.stray(partition, term, |log| server.find(log).map(|live| live.number)),
     };
     let live = server.holds(&taking).ok_or(AppendError::Retake)?;
+    Ok((taking, live))
+}
+
+pub(super) async fn append(
+    server: &Server,
+    partition: &PartitionKey,
+    term: Term,
+    entry: &Entry,
+) -> Result<EntryId, AppendError> {
+    let (taking, live) = held(server, partition, term)?;
     let mut segments = Vec::new();
     encoding::put_segments(&mut segments, &entry.segments);
     let mut xadd =
@@ -96,7 +109,7 @@ pub(super) async fn append(
 }
 
 /// The server answered with an error: nothing was written.
-fn not_appended(server: &Server, code: &str, text: String) -> AppendError {
+pub(super) fn not_appended(server: &Server, code: &str, text: String) -> AppendError {
     match code {
         "MOVED" => {
             server.moved(code);
