@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, net::SocketAddr};
 use base64::{Engine, engine::general_purpose::STANDARD};
 use bytes::Bytes;
 use futures::{SinkExt, StreamExt};
+use penstock_common::registry::BacklogPolicy;
 use penstock_router::door::web::avro::{Generation, Message, Metadata};
 use serde_json::{Value, json};
 use tokio::{
@@ -297,6 +298,10 @@ async fn a_volatile_group_goes_with_its_last_consumer() {
         (consumer(&cluster, 0, &volatile).await.unwrap(), consumer(&cluster, 1, &volatile).await.unwrap());
     drop(consumer(&cluster, 0, &durable).await.unwrap());
     assert_eq!(group_count(&cluster), 2, "a volatile group is another one");
+    let groups = cluster.registry.definitions().borrow().tenants[&cluster.tenant].groups.clone();
+    let backlogs: Vec<_> = groups.values().map(|group| group.options.backlog).collect();
+    let wanted = [BacklogPolicy::DropOldest, BacklogPolicy::Block];
+    assert!(wanted.iter().all(|policy| backlogs.contains(policy)), "only the volatile one: {backlogs:?}");
     drop(one);
     let client = clients().remove(0);
     cluster.publish(&client, "a", 0..1).await;

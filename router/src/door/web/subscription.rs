@@ -34,11 +34,17 @@ pub async fn ensure(inside: &Inside, grant: &Grant, ack_timeout_ms: u32) -> Resu
         true => (messaging::GroupMode::Shared, GroupMode::Shared),
         false => (messaging::GroupMode::Exclusive, GroupMode::Exclusive),
     };
+    // What a volatile consumer misses is missed: it never holds up the devices.
+    let backlog = match grant.claims.volatile {
+        true => messaging::BacklogPolicy::DropOldest,
+        false => messaging::BacklogPolicy::Block,
+    };
     let wanted = messaging::Group {
         name: name.clone(),
         filters: vec![grant.topic.clone()],
         mode: wire.into(),
         ack_timeout_ms,
+        backlog: backlog.into(),
         ..messaging::Group::default()
     };
     match groups::create(inside, &grant.tenant, wanted).await {
