@@ -247,6 +247,8 @@ impl Home {
         }
         if inner.backlog_full(self.homes.backlog_limit(&self.key)) {
             batch.refused = true;
+            // What made it full may have changed without an append or a cursor that moved: a policy, a group that is gone.
+            self.cursors_moved.store(true, Ordering::Relaxed);
             self.homes.metrics.refused_backlog.inc_by(u64::from(batch.segment.count));
         }
         inner.lane.accept(batch);
