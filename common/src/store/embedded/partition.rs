@@ -157,7 +157,7 @@ mod tests {
             ],
         );
         assert_eq!(cursor.open.len(), 2);
-        cursor.counts.began = 7 + 2 * 2;
+        cursor.counts.began = 7 + 2;
         assert_eq!(decode_cursor(&encode_cursor(&cursor)), Some(cursor), "counts are written elsewhere");
         assert_eq!(decode_cursor(&[0; 25]), None);
     }
