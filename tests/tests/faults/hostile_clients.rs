@@ -26,7 +26,7 @@ async fn neighbours_of_hostile_clients_publish_and_connect_on() {
     let gateway = cluster.gateway("gateway-0");
     let gateway = gateway
         .flag("connect-timeout", "2s")
-        .flag("packet-timeout", "1s")
+        .flag("packet-timeout", "400ms")
         .flag("unread-timeout", "1s")
         .flag("max-handshakes", "20")
         .flag("max-half-packets", "2MiB")
