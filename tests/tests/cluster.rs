@@ -211,12 +211,12 @@ async fn an_abandoned_group_stops_its_own_tenant_by_its_policy_and_no_other() {
             let detached = status.partitions.iter().any(|partition| partition.detached);
             let shown = status.sum(|partition| partition.dropped) > 0
                 && (policy == BacklogPolicy::DropOldest || detached);
-            shown.then_some(status)
+            // The newest 256 entries stay under any limit; a look comes once a second.
+            (shown && status.lag() < 300).then_some(status)
         })
         .await;
         let done = status.sum(|own| own.filtered + own.acked + own.dead + own.dropped);
         assert_eq!(status.sum(|own| own.appended), done + status.lag(), "{status:?}");
-        assert!(status.lag() < 300, "{status:?}");
     }
     // Whoever consumes it gets what is left, and attaches it again.
     let mut consumer = client.consumer("abandoned").start();

@@ -93,10 +93,13 @@ async fn a_clean_session_that_acknowledges_nothing_is_closed_at_its_limit() {
         good.puback(publish.pkid).await;
         assert!(sent <= 64 + 40, "more than the window and what may wait");
     }
-    for _ in 0..64 {
-        assert!(matches!(mute.read().await, Some(Packet::Publish(_))));
+    // What the socket had no room for is given up with the session.
+    let mut written = 0;
+    while let Some(packet) = mute.read().await {
+        assert!(matches!(packet, Packet::Publish(_)), "{packet:?}");
+        written += 1;
     }
-    mute.expect_closed().await;
+    assert!((1..=64).contains(&written), "{written}: never more than the window");
     good.expect_silence().await;
 }
 

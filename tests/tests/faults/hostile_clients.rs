@@ -31,7 +31,8 @@ async fn neighbours_of_hostile_clients_publish_and_connect_on() {
         .flag("max-handshakes", "20")
         .flag("max-half-packets", "2MiB")
         .flag("max-outbound", "64KiB")
-        .flag("socket-buffer", "16KiB");
+        .flag("socket-buffer", "16KiB")
+        .flag("max-subscriptions", "1000");
     cluster.add(gateway).await;
     let (hostile, peaceful) = (cluster.tenant("hostile").await, cluster.tenant("peaceful").await);
     let target = cluster.targets().remove(0);
@@ -47,14 +48,27 @@ async fn neighbours_of_hostile_clients_publish_and_connect_on() {
         eprintln!("{}: p99 PUBACK {puback:?}, CONNACK {connack:?}, {} bytes", kind.name(), memory());
         assert!(puback < GENEROUS && connack < GENEROUS, "{}: {puback:?}, {connack:?}", kind.name());
         assert!(memory() < before + GROWTH, "{}: {} bytes, {before} before", kind.name(), memory());
-    }
-    let gateway = &cluster.gateways[0];
-    for reason in ["crowded", "packet_too_large", "overrun", "malformed", "connect_refused", "not_connect"] {
-        let name = format!("penstock_closes_total{{reason=\"{reason}\"}}");
-        assert!(gateway.metric(&name).await.is_some_and(|count| count > 0.0), "{reason}");
-    }
-    for name in ["penstock_subscriptions_refused_total", "penstock_transport_failures_total"] {
-        assert!(gateway.metric(name).await.is_some_and(|count| count > 0.0), "{name}");
+        if let Some(metric) = counted(kind) {
+            let gateway = &cluster.gateways[0];
+            eventually(metric, RECOVERY, || async move {
+                gateway.metric(metric).await.filter(|count| *count > 0.0).map(drop)
+            })
+            .await;
+        }
     }
     load.balances().await;
+}
+
+/// What the gateway counts while the attack lasts; nothing for floods, which are paced.
+fn counted(kind: Kind) -> Option<&'static str> {
+    Some(match kind {
+        Kind::SlowConnect | Kind::HalfPacket => "penstock_closes_total{reason=\"crowded\"}",
+        Kind::Announce => "penstock_closes_total{reason=\"packet_too_large\"}",
+        Kind::NeverAcknowledges => "penstock_closes_total{reason=\"overrun\"}",
+        Kind::Subscriptions => "penstock_subscriptions_refused_total",
+        Kind::TinyFilters => "penstock_closes_total{reason=\"malformed\"}",
+        Kind::BadPasswords => "penstock_closes_total{reason=\"connect_refused\"}",
+        Kind::Garbage => "penstock_closes_total{reason=\"not_connect\"}",
+        Kind::NeverReads | Kind::Pings | Kind::FloodQos0 | Kind::FloodQos1 => return None,
+    })
 }
