@@ -24,6 +24,8 @@ mod link;
 mod mailbox;
 mod metrics;
 mod pause;
+#[cfg(feature = "cluster")]
+pub mod program;
 mod push;
 mod questions;
 pub mod settings;

@@ -1,5 +1,8 @@
 //! `penstock-gateway` from settings to parts and back: etcd, the gateway, the drain.
 
+use crate::{Gateway, GatewayConfig, settings};
+use std::process::ExitCode;
+
 use penstock_common::{
     admin::{Check, Shown},
     clock::Seams,
@@ -12,7 +15,6 @@ use penstock_common::{
     },
     telemetry,
 };
-use penstock_gateway::{Gateway, GatewayConfig, settings};
 
 const OWN: &[Setting] = &[
     process::ETCD,
@@ -25,7 +27,7 @@ const OWN: &[Setting] = &[
 ];
 
 /// The command line.
-pub const PROGRAM: Program = Program {
+const PROGRAM: Program = Program {
     name: "penstock-gateway",
     about: "Penstock's gateway: devices speak MQTT to it, it forwards to every router in etcd",
     examples: "
@@ -44,8 +46,13 @@ pub struct GatewayProgram {
     etcd: Vec<String>,
 }
 
+/// Runs `penstock-gateway` with the arguments and the environment of this process, until it has drained or failed.
+pub fn main() -> ExitCode {
+    process::run(&PROGRAM, read, run)
+}
+
 /// Reads the settings.
-pub fn read(reader: &mut Reader) -> GatewayProgram {
+fn read(reader: &mut Reader) -> GatewayProgram {
     let mut gateway = settings::read(reader);
     gateway.node_id = process::node_id(reader, "gateway");
     let secret = process::cluster_secret(reader, None);
@@ -55,7 +62,7 @@ pub fn read(reader: &mut Reader) -> GatewayProgram {
 }
 
 /// Runs until the drain is over.
-pub async fn run(program: GatewayProgram, process: Process) -> Result<(), Failure> {
+async fn run(program: GatewayProgram, process: Process) -> Result<(), Failure> {
     let Process { life, admin, drain_timeout } = process;
     let seams = Seams::real();
     let mut metrics = prometheus_client::registry::Registry::default();

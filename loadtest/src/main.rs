@@ -3,5 +3,5 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    penstock_loadtest::program::run()
+    penstock_loadtest::program::main()
 }

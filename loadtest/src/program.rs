@@ -17,7 +17,7 @@ const FAILED: u8 = 1;
 const USAGE: u8 = 2;
 
 /// Runs `penstock-loadtest` with the arguments of this process.
-pub fn run() -> ExitCode {
+pub fn main() -> ExitCode {
     let settings = match arguments::read(Cli::parse()) {
         Ok(settings) => settings,
         Err(faults) => {

@@ -46,6 +46,8 @@ pub mod peer;
 pub mod peers;
 pub mod presence;
 pub mod producers;
+#[cfg(feature = "cluster")]
+pub mod program;
 pub mod push;
 pub mod relay;
 pub mod route;

@@ -1,7 +1,8 @@
 //! `penstock-router` from settings to parts and back: etcd, Redis, the first administrator, the router, the drain.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{net::SocketAddr, process::ExitCode, sync::Arc};
 
+use crate::{bootstrap::bootstrap_admin, config::RouterConfig, settings, start::Router};
 use penstock_common::{
     admin::{Check, Shown},
     clock::Seams,
@@ -19,7 +20,6 @@ use penstock_common::{
     },
     telemetry,
 };
-use penstock_router::{bootstrap::bootstrap_admin, config::RouterConfig, settings, start::Router};
 
 const OWN: &[Setting] = &[
     process::ETCD,
@@ -61,7 +61,7 @@ const OWN: &[Setting] = &[
 ];
 
 /// The command line.
-pub const PROGRAM: Program = Program {
+const PROGRAM: Program = Program {
     name: "penstock-router",
     about: "Penstock's router: gateways link to it, it stores in Redis, microservices and operators call it",
     examples: "
@@ -81,8 +81,13 @@ pub struct RouterProgram {
     admin_password: Option<Secret>,
 }
 
+/// Runs `penstock-router` with the arguments and the environment of this process, until it has drained or failed.
+pub fn main() -> ExitCode {
+    process::run(&PROGRAM, read, run)
+}
+
 /// Reads the settings.
-pub fn read(reader: &mut Reader) -> RouterProgram {
+fn read(reader: &mut Reader) -> RouterProgram {
     let link_listen: SocketAddr = reader.value("link-listen");
     let link_advertise = reader.optional("link-advertise");
     if link_listen.ip().is_unspecified() && link_advertise.is_none() {
@@ -125,7 +130,7 @@ fn read_redis(reader: &mut Reader) -> RedisConfig {
 }
 
 /// Runs until the drain is over.
-pub async fn run(program: RouterProgram, process: Process) -> Result<(), Failure> {
+async fn run(program: RouterProgram, process: Process) -> Result<(), Failure> {
     let Process { life, admin, drain_timeout } = process;
     let seams = Seams::real();
     let mut metrics = prometheus_client::registry::Registry::default();

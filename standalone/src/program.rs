@@ -5,6 +5,7 @@ use std::{
     net::SocketAddr,
     os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
+    process::ExitCode,
     sync::Arc,
 };
 
@@ -47,7 +48,7 @@ const OWN: &[Setting] = &[
 ];
 
 /// The command line.
-pub const PROGRAM: Program = Program {
+const PROGRAM: Program = Program {
     name: "penstock",
     about: "A whole MQTT endpoint in one process: gateway and router on an embedded registry and store",
     examples: "
@@ -78,8 +79,13 @@ pub struct Standalone {
     wishes: Wishes,
 }
 
+/// Runs `penstock` with the arguments and the environment of this process, until it has drained or failed.
+pub fn main() -> ExitCode {
+    process::run(&PROGRAM, read, run)
+}
+
 /// Reads the settings.
-pub fn read(reader: &mut Reader) -> Standalone {
+fn read(reader: &mut Reader) -> Standalone {
     let node_id = process::node_id(reader, "penstock");
     let mut gateway = gateway_settings::read(reader);
     gateway.node_id.clone_from(&node_id);
@@ -119,7 +125,7 @@ fn one_line(reader: &mut Reader, name: &str) -> Option<Secret> {
 }
 
 /// Runs until the drain is over.
-pub async fn run(program: Standalone, process: Process) -> Result<(), Failure> {
+async fn run(program: Standalone, process: Process) -> Result<(), Failure> {
     let Process { life, admin, drain_timeout } = process;
     let seams = Seams::real();
     let mut metrics = prometheus_client::registry::Registry::default();

@@ -29,6 +29,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("ctl", &["client", "proto"]),
     ("mapper", &["client", "common", "mqtt"]),
     ("loadtest", &["client", "mqtt", "proto"]),
+    ("image", &["ctl", "gateway", "loadtest", "mapper", "router", "standalone"]),
 ];
 
 /// Crates without I/O, and what they therefore don't link.
