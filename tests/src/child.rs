@@ -17,6 +17,8 @@ use crate::wait::eventually;
 
 /// Lines kept of one process; older ones are dropped.
 const LINES: usize = 20_000;
+/// For a process to stop.
+const STOP: Duration = Duration::from_secs(10);
 /// What a panic shows of them.
 const SHOWN: usize = 40;
 
@@ -99,9 +101,23 @@ impl Child {
         self.process.kill().await.unwrap_or_else(|error| panic!("cannot kill {}: {error}", self.name));
     }
 
-    /// SIGSTOP: it holds its sockets and does nothing.
-    pub fn pause(&self) {
+    /// SIGSTOP, and waits until its last thread has stopped: it holds its sockets and does nothing.
+    pub async fn pause(&self) {
         self.signal(Signal::STOP);
+        eventually("all threads stop", STOP, || async {
+            self.threads().iter().all(|state| *state == 'T').then_some(())
+        })
+        .await;
+    }
+
+    /// The states of its threads, as in proc(5).
+    fn threads(&self) -> Vec<char> {
+        let id = self.process.id().unwrap_or_else(|| panic!("{} has ended; {}", self.name, self.tail()));
+        let threads = std::fs::read_dir(format!("/proc/{id}/task")).expect("a running process has threads");
+        let stat = |thread: std::fs::DirEntry| std::fs::read_to_string(thread.path().join("stat")).ok();
+        // The name before the state may hold anything, brackets too.
+        let state = |stat: String| stat.rsplit_once(") ")?.1.chars().next();
+        threads.filter_map(|thread| state(stat(thread.ok()?)?)).collect()
     }
 
     /// SIGCONT.

@@ -48,8 +48,8 @@ impl Etcd {
     }
 
     /// SIGSTOP.
-    pub fn pause(&self) {
-        self.child.pause();
+    pub async fn pause(&self) {
+        self.child.pause().await;
     }
 
     /// SIGCONT, and waits until it answers.

@@ -78,8 +78,8 @@ impl Redis {
     }
 
     /// SIGSTOP.
-    pub fn pause(&self) {
-        self.child.pause();
+    pub async fn pause(&self) {
+        self.child.pause().await;
     }
 
     /// SIGCONT.

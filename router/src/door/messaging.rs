@@ -211,6 +211,8 @@ impl Consuming {
 
     async fn run(mut self) {
         let mut definitions = self.inside.registry.definitions();
+        // The group may have been deleted since it was found.
+        definitions.mark_changed();
         let responses = self.responses.clone();
         loop {
             self.take_held();

@@ -15,7 +15,7 @@ use crate::under_load::{RECOVERY, start_watched};
 async fn pause_etcd_past_the_leases_while_publishing_and_connecting() {
     let _alone = alone().await;
     let (mut cluster, tenant, load) = start_watched().await;
-    cluster.etcd.pause();
+    cluster.etcd.pause().await;
     let targets = cluster.targets();
     let mut late = Device::connect(&targets[0], &tenant, "late").await.unwrap();
     late.publish("late", "hello").await.unwrap();

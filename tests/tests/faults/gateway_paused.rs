@@ -24,7 +24,7 @@ async fn pause_a_gateway_past_its_lease_and_wake_it() {
     let mut old = mortal("mover", "of the mover").await.unwrap();
     let mut sleeper = mortal("sleeper", "of the sleeper").await.unwrap();
     old.subscribe("commands", QoS::AtLeastOnce).await;
-    cluster.gateways[0].child().pause();
+    cluster.gateways[0].child().pause().await;
     // The kernel takes it; nobody else may.
     old.say("wills/stale", "stale").await.unwrap();
     lasting(LEASE + LEASE / 2).await;

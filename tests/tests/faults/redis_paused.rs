@@ -11,7 +11,7 @@ use crate::under_load::{RECOVERY, start};
 async fn pause_redis_for_15_seconds() {
     let _alone = alone().await;
     let (cluster, _tenant, load) = start().await;
-    cluster.redis.pause();
+    cluster.redis.pause().await;
     lasting(Duration::from_secs(15)).await;
     cluster.redis.wake();
     load.progress(500, RECOVERY).await;

@@ -11,7 +11,7 @@ async fn pause_each_router_and_wake_it() {
     let _alone = alone().await;
     let (mut cluster, _tenant, load) = start_watched().await;
     for at in [0, 1] {
-        cluster.routers[at].child().pause();
+        cluster.routers[at].child().pause().await;
         lasting(Duration::from_secs(15)).await;
         load.progress(500, RECOVERY).await;
         cluster.routers[at].child().wake();

@@ -145,6 +145,8 @@ impl Consuming {
     /// Waits until all partitions are joined; false: the group was deleted meanwhile.
     async fn joined(&mut self) -> Result<bool, Refusal> {
         let mut definitions = self.door.inside.registry.definitions();
+        // What has changed before is looked at too.
+        definitions.mark_changed();
         while !self.missing.is_empty() {
             tokio::select! {
                 event = self.partitions.next() => match event {
@@ -185,6 +187,8 @@ impl Consuming {
     async fn serve<S: AsyncRead + AsyncWrite + Unpin>(&mut self, socket: &mut Socket<S>) -> Over {
         let door = Arc::clone(&self.door);
         let mut definitions = door.inside.registry.definitions();
+        // The group may have been deleted while the request was answered.
+        definitions.mark_changed();
         loop {
             if let Err(over) = self.fill() {
                 return over;

@@ -10,7 +10,7 @@ use std::{
 
 use futures::{Sink, Stream, StreamExt};
 use tokio::{
-    io::{AsyncRead, AsyncWrite},
+    io::{AsyncRead, AsyncReadExt, AsyncWrite},
     time::{Instant, Sleep, sleep, timeout},
 };
 use tokio_tungstenite::WebSocketStream;
@@ -111,6 +111,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
                     said(&text);
                 }
             }
+            // A socket that is closed with something unread is reset, and the client may lose the close frame: what it still sends
+            // of a text that is too large is thrown away.
+            let mut scrap = vec![0; 8 << 10];
+            while self.web.get_mut().read(&mut scrap).await.is_ok_and(|count| count > 0) {}
         };
         // A client that does not answer loses the connection.
         let _ = timeout(CLOSE, closed).await;
