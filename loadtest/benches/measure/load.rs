@@ -189,10 +189,13 @@ fn bound(result: &Value) -> Option<String> {
     is_bound.then(|| reason.to_owned())
 }
 
-/// XADD commands that the system's Redis has executed.
+/// XADD commands that the system's Redis has executed, in scripts too.
 fn appends(system: &System) -> Option<f64> {
-    let text = info(system.redis?).ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix("cmdstat_xadd:calls="))?;
+    let text = info(system.redis?).ok().filter(|text| text.contains("cmdstat_"))?;
+    // Redis names no command that was never called.
+    let Some(line) = text.lines().find_map(|line| line.strip_prefix("cmdstat_xadd:calls=")) else {
+        return Some(0.0);
+    };
     line.split(',').next()?.parse().ok()
 }
 
