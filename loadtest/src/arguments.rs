@@ -156,11 +156,15 @@ fn traffic(
         topic: text(&load.topic, topic).replace("{run}", &settings.run),
         messages: load.messages.as_deref().map(|text| faults.number("--messages", text, 1, u64::MAX)),
         verify,
+        consumers: faults.number("--consumers", &text(&load.consumers, "1"), 1, 256),
+        backlog: load.backlog,
+        pushers: faults.number("--pushers", &text(&load.pushers, "1"), 1, 1_024),
         doors: doors(faults, load, common, &settings),
         settle: faults.time("--settle", &text(&load.settle, "30s")),
         scenario,
     };
     together(faults, &traffic, &settings);
+    several(faults, &traffic, load);
     settings.clients =
         traffic.scenario.publishers() + traffic.scenario.subscribers + traffic.scenario.devices;
     spread(&mut settings, common);
@@ -193,6 +197,24 @@ fn together(faults: &mut Faults, traffic: &Traffic, settings: &Settings) {
     }
     if settings.users.len() > 1 && scenario.pushes() && settings.tenants().len() > 1 {
         faults.add("--user-template", "pushes go to the clients of one tenant");
+    }
+}
+
+/// What only groups and pushes have.
+fn several(faults: &mut Faults, traffic: &Traffic, load: &Load) {
+    let scenario = &traffic.scenario;
+    let group = traffic.verify == Verify::Group && scenario.publishers() > 0;
+    for (flag, given) in [("--consumers", load.consumers.is_some()), ("--backlog", load.backlog)] {
+        if given && !group {
+            faults.add(flag, "only a group that verifies publishes has consumers: give --messaging URL");
+        }
+    }
+    if load.pushers.is_some() && !scenario.pushes() {
+        faults.add("--pushers", "nothing is pushed here");
+    } else if traffic.pushers > scenario.devices.max(1) {
+        let (pushers, devices) = (traffic.pushers, scenario.devices);
+        faults
+            .add("--pushers", format!("{pushers} can't share {devices} devices: each needs one of its own"));
     }
 }
 

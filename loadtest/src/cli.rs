@@ -95,12 +95,16 @@ const INGEST: &str = "Examples:
   penstock-loadtest ingest --clients 100 --inflight 16 --payload 64B --verify none --duration 8s --json
   penstock-loadtest ingest --rate 1000/s --slo 'puback_p99<5ms,lost=0'
   penstock-loadtest ingest --user-template demo/device --password-file pw --messaging http://127.0.0.1:7070
+  penstock-loadtest ingest --user-template demo/device --password-file pw --messaging http://127.0.0.1:7070 \\
+      --messages 500000 --duration 60s --backlog --consumers 8
 
 Without --rate each publisher keeps --inflight messages without a PUBACK. With --rate, latencies count from the time at
 which a message was due. A group (with --messaging) or a subscriber verifies every message.";
-const PUSH: &str = "Example:
+const PUSH: &str = "Examples:
   penstock-loadtest push --user-template demo/device --password-file pw --messaging http://127.0.0.1:7070 \\
-      --clients 500 --rate 1000/s --slo 'receipt_p99<5ms'";
+      --clients 500 --rate 1000/s --slo 'receipt_p99<5ms'
+  penstock-loadtest push --user-template demo/device --password-file pw --pushers 4 --inflight 256 \\
+      --messaging http://127.0.0.1:7070,http://127.0.0.1:7071 --clients 500";
 const FANOUT: &str = "Example:
   penstock-loadtest fanout --publishers 1 --clients 1000 --rate 100/s --slo 'one_way_p99<50ms,lost=0'";
 const CONNECT: &str = "Example:
@@ -136,7 +140,7 @@ pub(crate) struct Load {
     /// Size of a payload [default: 64B]
     #[arg(long, value_name = "SIZE")]
     pub(crate) payload: Option<String>,
-    /// Messages of a publisher without a PUBACK; pushes without a receipt, in total [default: 16]
+    /// Messages of a publisher without a PUBACK; pushes of a pusher without a receipt [default: 16]
     #[arg(long, value_name = "N")]
     pub(crate) inflight: Option<String>,
     /// Topic; {i} is the publisher's number, {run} the run's [default: load/{run}/{i}]
@@ -154,6 +158,15 @@ pub(crate) struct Load {
     /// Who verifies: group, subscriber or none [default: group with --messaging, else subscriber]
     #[arg(long, value_name = "WHO")]
     pub(crate) verify: Option<String>,
+    /// Consumers of the group that verifies, 1 to 256 [default: 1]
+    #[arg(long, value_name = "N")]
+    pub(crate) consumers: Option<String>,
+    /// The group consumes only when all is stored: its throughput, in records/s, is told as "backlog"
+    #[arg(long)]
+    pub(crate) backlog: bool,
+    /// Those who push, 1 to 1024, each with devices and a connection of its own, spread over --messaging [default: 1]
+    #[arg(long, value_name = "N")]
+    pub(crate) pushers: Option<String>,
     /// Penstock's gRPC doors: for the group that verifies, and for pushes
     #[arg(long, value_name = "URL", value_delimiter = ',')]
     pub(crate) messaging: Vec<String>,

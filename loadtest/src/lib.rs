@@ -16,6 +16,7 @@ mod connection;
 mod engine;
 pub mod fleet;
 mod generator;
+mod group;
 mod html;
 mod interrupt;
 pub mod ledger;

@@ -1,4 +1,5 @@
-//! Pushes through the messaging door to devices in turn, at a pace; their receipts are the acknowledgements.
+//! Pushes through the messaging door to devices in turn, at a pace; their receipts are the acknowledgements. Of several
+//! pushers each has devices of its own: nothing but the order of one pusher is promised, and so a device has one.
 
 use std::{sync::Arc, time::Duration};
 
@@ -26,6 +27,10 @@ const RECEIPT: Duration = Duration::from_secs(10);
 /// What is pushed to whom.
 #[derive(Debug)]
 pub(crate) struct PushOrders {
+    /// Its number, from 0.
+    pub(crate) pusher: u64,
+    /// All that push.
+    pub(crate) pushers: u64,
     pub(crate) client: Client,
     pub(crate) tenant: String,
     pub(crate) topic: String,
@@ -43,15 +48,26 @@ pub(crate) struct PushOrders {
 
 pub(crate) struct Pushing {
     orders: PushOrders,
-    /// By device; the account of a device numbers what is pushed to it.
-    entries: Vec<Entries>,
-    /// Next sequence, by device.
-    sequences: Vec<u64>,
+    devices: Vec<Device>,
     tally: Arc<Tally>,
     ticket: Ticket,
     signal: watch::Receiver<Signal>,
     window: Arc<Semaphore>,
     receipts: JoinSet<()>,
+}
+
+/// One that is pushed to.
+struct Device {
+    number: u64,
+    /// The account of a device numbers what is pushed to it.
+    entries: Entries,
+    /// The next one.
+    sequence: u64,
+}
+
+/// The devices of a pusher: every so many-th.
+fn own(orders: &PushOrders) -> impl Iterator<Item = u64> {
+    (orders.pusher..orders.devices).step_by(usize::try_from(orders.pushers.max(1)).unwrap_or(usize::MAX))
 }
 
 impl Pushing {
@@ -62,17 +78,17 @@ impl Pushing {
         ticket: Ticket,
         signal: watch::Receiver<Signal>,
     ) -> Self {
-        let entries: Vec<_> =
-            (0..orders.devices).map(|device| ledger.publisher(device, &orders.tenant)).collect();
+        let device =
+            |number| Device { number, entries: ledger.publisher(number, &orders.tenant), sequence: 0 };
+        let devices = own(&orders).map(device).collect();
         let window = Arc::new(Semaphore::new(orders.inflight.max(1)));
-        let (sequences, receipts) = (vec![0; entries.len()], JoinSet::new());
-        Self { orders, entries, sequences, tally: Arc::clone(tally), ticket, signal, window, receipts }
+        Self { orders, devices, tally: Arc::clone(tally), ticket, signal, window, receipts: JoinSet::new() }
     }
 
     /// Until all is pushed, or it is stopped, and all receipts are in.
     pub(crate) async fn run(mut self) -> u64 {
         let pusher = self.orders.client.pusher();
-        let mut course = Course::new(0);
+        let mut course = Course::new(self.orders.pusher);
         let mut count = 0;
         while self.orders.messages.is_none_or(|messages| count < messages) {
             // The window first: without a rate, a push is due when there is room for it.
@@ -136,12 +152,10 @@ impl Pushing {
 
     fn make(&mut self, count: u64, due: Instant) -> Option<(Push, Entries, u64)> {
         let orders = &self.orders;
-        let device = count.checked_rem(orders.devices)?;
-        let at = usize::try_from(device).ok()?;
-        let next = self.sequences.get_mut(at)?;
-        let sequence = *next;
-        *next += 1;
-        let entries = self.entries.get(at)?.clone();
+        let at = count.checked_rem(self.devices.len() as u64)?;
+        let own = self.devices.get_mut(usize::try_from(at).ok()?)?;
+        let (device, sequence, entries) = (own.number, own.sequence, own.entries.clone());
+        own.sequence += 1;
         entries.lock().sent(sequence, 1);
         let sent_at = orders.clock.micros(due);
         let stamp = StampRef { tenant: &orders.tenant, publisher: device, sequence, connection: 1, sent_at };

@@ -167,6 +167,25 @@ pub(crate) struct Judged {
     pub(crate) verdict: Verdict,
 }
 
+/// What a group's consumers took of a backlog.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub(crate) struct Drained {
+    /// Of each group.
+    pub(crate) consumers: u64,
+    pub(crate) records: u64,
+    /// From the first consumer's start until all was seen.
+    pub(crate) seconds: f64,
+    pub(crate) records_per_second: f64,
+}
+
+impl Drained {
+    pub(crate) fn new(consumers: u64, records: u64, time: std::time::Duration) -> Self {
+        let seconds = time.as_secs_f64();
+        let records_per_second = if seconds > 0.0 { records as f64 / seconds } else { 0.0 };
+        Self { consumers, records, seconds, records_per_second }
+    }
+}
+
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct SloResult {
     pub(crate) slo: String,
@@ -227,6 +246,8 @@ pub(crate) struct Report {
     pub(crate) latency_ms: LatencyTable,
     pub(crate) errors: BTreeMap<&'static str, u64>,
     pub(crate) verdict: Option<Judged>,
+    /// None: it was consumed as it came.
+    pub(crate) backlog: Option<Drained>,
     pub(crate) acked_out_of_order: u64,
     pub(crate) slo: Vec<SloResult>,
     pub(crate) phases: Vec<PhaseReport>,
@@ -260,6 +281,7 @@ impl Report {
             latency_ms: LatencyTable::default(),
             errors: BTreeMap::new(),
             verdict: None,
+            backlog: None,
             acked_out_of_order: 0,
             slo: Vec::new(),
             phases: Vec::new(),

@@ -44,6 +44,12 @@ pub(crate) struct Traffic {
     pub(crate) topic: String,
     pub(crate) messages: Option<u64>,
     pub(crate) verify: Verify,
+    /// Of each group.
+    pub(crate) consumers: u64,
+    /// Groups consume only when all is stored.
+    pub(crate) backlog: bool,
+    /// Those who push, each with devices of its own.
+    pub(crate) pushers: u64,
     pub(crate) doors: Option<Doors>,
     pub(crate) settle: Duration,
     pub(crate) scenario: Scenario,
@@ -164,6 +170,9 @@ impl Traffic {
             "rate_per_second": rate,
             "duration_seconds": scenario.measured().as_secs_f64(),
             "verify": self.verify.name(),
+            "consumers": self.consumers,
+            "backlog": self.backlog,
+            "pushers": self.pushers,
         })
     }
 }

@@ -30,6 +30,12 @@ pub(crate) fn text(report: &Report) -> String {
         let word = if slo.held { "held" } else { "BROKEN" };
         lines.add("slo", format!("{word} {}: {}", slo.slo, slo.shown()));
     }
+    if let Some(drained) = &report.backlog {
+        let (records, seconds) = (drained.records, drained.seconds);
+        let (consumers, rate) = (drained.consumers, drained.records_per_second);
+        let text = format!("{records} records in {seconds:.2} s ({rate:.0}/s) by {consumers} consumers");
+        lines.add("backlog", text);
+    }
     if let Some(judged) = &report.verdict {
         lines.add("ledger", format!("{} (verified by {})", judged.verdict, judged.verified_by));
     }

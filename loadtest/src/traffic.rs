@@ -68,6 +68,7 @@ pub(crate) async fn run(
     let interrupted = load.phases(&mut observer, &mut timings, &mut report).await;
     let unfinished = load.settle().await;
     observer.say("waiting for those who verify");
+    report.backlog = verification.drain(settings, traffic, engine).await?;
     let verdict = verification.judge(traffic.settle).await?;
     // What was slow at the end comes while it settles: it counts, too.
     let late = engine.take();
@@ -127,11 +128,17 @@ impl Load<'_> {
         let present = connected(self.engine);
         let scenario = &self.traffic.scenario;
         if scenario.pushes() {
-            let worker = self.engine.readers();
-            let orders = self.pushes(access)?;
-            let (tally, ticket, signal) = (&worker.tally, worker.ticket(), self.signal.subscribe());
-            let pushing = Pushing::new(orders, &verification.pushed, tally, ticket, signal);
-            self.tasks.push(worker.spawn(pushing.run()));
+            for number in 0..self.traffic.pushers {
+                // The first where nothing else is; more than one need more than one core, where there are some.
+                let worker = match number.checked_sub(1) {
+                    None => self.engine.readers(),
+                    Some(number) => self.engine.of_client(number),
+                };
+                let orders = self.pushes(access, number)?;
+                let (tally, ticket, signal) = (&worker.tally, worker.ticket(), self.signal.subscribe());
+                let pushing = Pushing::new(orders, &verification.pushed, tally, ticket, signal);
+                self.tasks.push(worker.spawn(pushing.run()));
+            }
         }
         let orders = Arc::new(self.orders(access));
         for number in 0..scenario.publishers() {
@@ -168,12 +175,20 @@ impl Load<'_> {
         }
     }
 
-    fn pushes(&self, access: &Access) -> anyhow::Result<PushOrders> {
+    /// Of one pusher. The doors are its own, and it begins with another one than its neighbour.
+    fn pushes(&self, access: &Access, pusher: u64) -> anyhow::Result<PushOrders> {
         let (traffic, scenario) = (self.traffic, &self.traffic.scenario);
         let doors = traffic.doors.as_ref().context("pushes need --messaging")?;
         let tenant = access.tenant(0).to_owned();
+        let mut doors = doors.clone();
+        let first = pusher.checked_rem(doors.servers.len() as u64).unwrap_or_default();
+        doors.servers.rotate_left(usize::try_from(first).unwrap_or_default());
+        let pushers = traffic.pushers;
+        let share = |all: u64| all / pushers + u64::from(pusher < all % pushers);
         Ok(PushOrders {
-            client: verification::door(doors, &tenant)?,
+            pusher,
+            pushers,
+            client: verification::door(&doors, &tenant)?,
             tenant,
             topic: verification::push_topic(self.settings),
             client_id: verification::client_id(self.settings, "d"),
@@ -181,8 +196,8 @@ impl Load<'_> {
             qos: traffic.qos,
             payload_bytes: traffic.payload_bytes,
             inflight: traffic.inflight,
-            messages: traffic.messages,
-            plan: plan(&scenario.phases, |phase| phase.pushes.map(|pace| (1, pace))),
+            messages: traffic.messages.map(share),
+            plan: plan(&scenario.phases, |phase| phase.pushes.map(|pace| (pushers, pace))),
             clock: self.clock,
         })
     }

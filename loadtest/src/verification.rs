@@ -4,39 +4,29 @@
 use std::{sync::Arc, time::Duration};
 
 use anyhow::{Context, bail, ensure};
-use penstock_client::{Client, ConsumeError, GroupSpec};
+use penstock_client::Client;
 use tokio::{
-    sync::oneshot,
-    task::{AbortHandle, JoinHandle},
-    time::{Instant, sleep, timeout},
+    task::AbortHandle,
+    time::{Instant, sleep},
 };
 
 use crate::{
     access::{Access, User},
     clock::Clock,
     engine::Engine,
+    group::Group,
     interrupt::Interrupt,
     ledger::{Ledger, ReaderId},
     observer::Observer,
-    readers::Reading,
-    report::Judged,
+    report::{Drained, Judged},
     settings::{Doors, Settings, Traffic, Verify},
     subscriber::{Desk, Interest, Repeats, Subscriber},
     tally::Counters,
     verdict::Verdict,
 };
 
-/// Records in the hands of a group's consumer.
-const CREDIT: u32 = 20_000;
 /// Between two looks at a count.
 const LOOK: Duration = Duration::from_millis(10);
-
-struct Group {
-    client: Client,
-    name: String,
-    stop: oneshot::Sender<()>,
-    task: JoinHandle<Result<u64, ConsumeError>>,
-}
 
 /// All readers of a run.
 pub(crate) struct Verification {
@@ -129,9 +119,7 @@ impl Verification {
     pub(crate) async fn or_abandon<T>(&mut self, outcome: anyhow::Result<T>) -> anyhow::Result<T> {
         if outcome.is_err() {
             for group in self.groups.drain(..) {
-                group.task.abort();
-                // The first error is the one to tell.
-                let _ = group.client.delete_group(&group.name).await;
+                group.abandon().await;
             }
         }
         outcome
@@ -144,7 +132,13 @@ impl Verification {
             if let (Verify::Group, Some(doors)) = (listening.traffic.verify, &listening.traffic.doors) {
                 let desk = self.reader("group", &ledger, &tenant);
                 let group = listening.group(doors, &tenant, desk).await;
-                self.groups.push(group.with_context(|| format!("the group that verifies {tenant}"))?);
+                let whose = || format!("the group that verifies {tenant}");
+                let mut group = group.with_context(whose)?;
+                // There from the beginning, or only for what is stored by then.
+                let begun =
+                    if listening.traffic.backlog { Ok(()) } else { listening.consume(&mut group).await };
+                self.groups.push(group);
+                begun.with_context(whose)?;
             } else {
                 let desk = self.reader("subscriber", &ledger, &tenant);
                 self.subscribers.push(listening.verifier(&tenant, self.verifiers, desk));
@@ -174,17 +168,46 @@ impl Verification {
         !self.readers.is_empty()
     }
 
-    /// Waits until all is seen that was acknowledged, and judges.
-    pub(crate) async fn judge(self, limit: Duration) -> anyhow::Result<Option<Judged>> {
+    /// Lets the groups consume what was stored before, and tells how fast they were; only when that was asked for.
+    pub(crate) async fn drain(
+        &mut self,
+        settings: &Settings,
+        traffic: &Traffic,
+        engine: &Engine,
+    ) -> anyhow::Result<Option<Drained>> {
+        if !traffic.backlog {
+            return Ok(None);
+        }
+        let received = || engine.count(|tally| Counters::get(&tally.counters.received));
+        let (begun, before) = (Instant::now(), received());
+        let mut started = Ok(());
+        for group in &mut self.groups {
+            let consuming = group.consume(engine.readers(), traffic.consumers, settings.connect_timeout);
+            started = started.and(consuming.await);
+        }
+        self.or_abandon(started).await?;
+        self.all_seen(traffic.settle).await;
+        Ok(Some(Drained::new(traffic.consumers, received() - before, begun.elapsed())))
+    }
+
+    /// Waits until all is seen that was acknowledged, but no longer than that. Says whether it is.
+    async fn all_seen(&self, limit: Duration) -> bool {
         let all = || self.readers.iter().all(|own| own.ledger.complete(own.reader));
         let end = Instant::now() + limit;
-        while !all() && Instant::now() < end && self.groups.iter().all(|group| !group.task.is_finished()) {
+        while !all() && Instant::now() < end && !self.groups.iter().any(Group::has_lost_a_consumer) {
             sleep(LOOK).await;
         }
-        let complete = all();
+        all()
+    }
+
+    /// Waits until all is seen that was acknowledged, and judges.
+    pub(crate) async fn judge(self, limit: Duration) -> anyhow::Result<Option<Judged>> {
+        let complete = self.all_seen(limit).await;
+        let mut ended = Ok(());
         for group in self.groups {
-            group.end(limit).await?;
+            ended = ended.and(group.end(limit).await);
         }
+        ended?;
         self.subscribers.iter().for_each(AbortHandle::abort);
         let mut by: Vec<&'static str> = self.readers.iter().map(|own| own.by).collect();
         by.dedup();
@@ -199,18 +222,6 @@ impl Verification {
             _ => "several",
         };
         Ok(Some(Judged { verified_by, complete, balanced: verdict.balanced(), verdict }))
-    }
-}
-
-impl Group {
-    /// What it has not acknowledged is of no use to anybody: the group goes.
-    async fn end(self, limit: Duration) -> anyhow::Result<()> {
-        // Fails only when the task has ended: then it says why.
-        let _ = self.stop.send(());
-        let ended = timeout(limit, self.task).await.context("the group's consumer does not end")?;
-        let ended = ended.context("the group's consumer failed")?;
-        ended.context("the group's consumer ended early: its verdict would be worthless")?;
-        self.client.delete_group(&self.name).await.context("the group is not deleted")
     }
 }
 
@@ -268,33 +279,13 @@ impl Listening<'_> {
         worker.spawn(subscriber.run()).abort_handle()
     }
 
+    async fn consume(&self, group: &mut Group) -> anyhow::Result<()> {
+        group.consume(self.engine.readers(), self.traffic.consumers, self.settings.connect_timeout).await
+    }
+
     async fn group(&self, doors: &Doors, tenant: &str, desk: Desk) -> anyhow::Result<Group> {
-        let client = door(doors, tenant)?;
         let name = format!("loadtest-{}", self.settings.run);
-        client.create_group(&GroupSpec::new(&name).filter(filter(&self.traffic.topic))).await?;
-        let (stop, stopping) = oneshot::channel();
-        let worker = self.engine.readers();
-        let (ledger, reader, tally, clock) =
-            (desk.ledger, desk.reader, Arc::clone(&worker.tally), self.clock);
-        let limit = self.settings.connect_timeout;
-        let consumed = client.clone();
-        let group = name.clone();
-        let started = worker.spawn(async move {
-            let mut consumer = consumed.consumer(group).credit(CREDIT).name("penstock-loadtest").start();
-            let joined = timeout(limit, consumer.joined()).await;
-            joined.map_err(|_| anyhow::anyhow!("no partition was joined within {limit:?}"))??;
-            anyhow::Ok(consumer)
-        });
-        let consumer = match started.await.context("the group's consumer failed").flatten() {
-            Ok(consumer) => consumer,
-            Err(error) => {
-                // The first error is the one to tell.
-                let _ = client.delete_group(&name).await;
-                return Err(error);
-            }
-        };
-        let reading = Reading { consumer, ledger, reader, acks: true, tally, clock };
-        Ok(Group { client, name, stop, task: worker.spawn(reading.run(stopping)) })
+        Group::create(door(doors, tenant)?, name, filter(&self.traffic.topic), desk, self.clock).await
     }
 }
 

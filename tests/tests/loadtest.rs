@@ -47,6 +47,53 @@ async fn pushes_reach_the_devices_that_they_are_for() {
 }
 
 #[tokio::test]
+async fn eight_consumers_drain_a_backlog_and_the_ledger_is_exact() {
+    let penstock = Penstock::start().await;
+    let server = penstock.server();
+    let json = passes(
+        &penstock,
+        &format!(
+            "ingest --messaging {server} --clients 20 --messages 5000 --duration 60s --backlog --consumers 8 \
+             --slo lost=0,duplicated=0,reordered=0,redelivered=0"
+        ),
+    )
+    .await;
+    assert_eq!((&json["verdict"]["seen"], &json["parameters"]["consumers"]), (&5_000.into(), &8.into()));
+    // Nothing was consumed while it was stored.
+    let backlog = &json["backlog"];
+    assert_eq!((&backlog["records"], &backlog["consumers"]), (&5_000.into(), &8.into()), "{json:#}");
+    assert_eq!(json["measured"]["received"], 0, "{json:#}");
+    assert!(backlog["records_per_second"].as_f64().unwrap() > 0.0);
+    assert_eq!(penstock.client().groups().await.unwrap(), [], "the program deletes its group");
+}
+
+#[tokio::test]
+async fn several_pushers_share_devices_messages_and_pace() {
+    let penstock = Penstock::start().await;
+    let server = penstock.server();
+    // 7 devices and 500 messages are no multiples of 3.
+    let json = passes(
+        &penstock,
+        &format!(
+            "push --messaging {server} --clients 7 --pushers 3 --inflight 8 --messages 500 --duration 60s \
+             --slo lost=0,duplicated=0,reordered=0,misrouted=0"
+        ),
+    )
+    .await;
+    assert_eq!((&json["verdict"]["seen"], &json["messages"]["sent"]), (&500.into(), &500.into()));
+    let json = passes(
+        &penstock,
+        &format!("push --messaging {server} --clients 7 --pushers 3 --rate 200/s --duration 1s"),
+    )
+    .await;
+    assert_eq!(
+        (&json["messages"]["sent"], &json["messages"]["unsent"]),
+        (&200.into(), &0.into()),
+        "{json:#}"
+    );
+}
+
+#[tokio::test]
 async fn a_fan_out_reaches_every_subscriber() {
     let penstock = Penstock::start().await;
     let json = passes(&penstock, "fanout --clients 20 --publishers 2 --messages 200 --duration 60s").await;
