@@ -29,7 +29,7 @@ lint: ## Formatting and clippy, warnings are errors
 	cargo clippy --locked $(ALL) --all-targets -- -D warnings
 	@echo "make lint: clean"
 
-bench: packages ## Measure what a message and a connection cost, beside other brokers; some 25 minutes (ONLY=--help: parts of it)
+bench: packages ## Measure what a message and a connection cost, beside other brokers; some 30 minutes (ONLY=--help: parts of it)
 	cargo bench --locked -p penstock-loadtest --bench measure -- $(ONLY)
 
 bench-micro: ## Time the hot paths: decoder, encoder, trie, session, batcher, lane

@@ -7,8 +7,6 @@
 use std::{
     collections::BTreeMap,
     fs::{self, File},
-    io::{Read, Write},
-    net::{SocketAddr, TcpStream},
     process::{Child, Command, Stdio},
     thread,
     time::{Duration, Instant},
@@ -19,8 +17,9 @@ use serde_json::Value;
 
 use crate::{
     ours,
+    raw::{Calls, Logs, Raw, Reading},
     results::Run,
-    scenarios::{HELD, MANY, Scenario},
+    scenarios::{HELD, MANY, Scenario, stored_bytes},
     systems::{Kind, System},
 };
 
@@ -65,11 +64,18 @@ pub fn run(
 ) -> anyhow::Result<Run> {
     let mut run = Run::new(kind.name(), scenario.name(), round);
     let arguments = arguments(system, scenario, seconds)?;
+    let mut redis = system.redis.map(Raw::to).transpose()?;
     calm(system);
-    let (rss, cpu, commands) = (system.rss(), system.cpu_each(), appends(system));
+    let logs = kept_from(scenario, redis.as_mut())?;
+    let (rss, cpu, commands) = (system.rss(), system.cpu_each(), calls(redis.as_mut())?);
     let output = system.dir.path().join("load.json");
     let mut child = start(&arguments, &output)?;
     let watched = watch(&mut child, system, scenario, seconds);
+    let called = calls(redis.as_mut())?;
+    let reading = match (redis.as_mut(), logs) {
+        (Some(redis), Some(logs)) => Some(look(system, redis, &logs)?),
+        _ => None,
+    };
     let text = fs::read_to_string(&output)?;
     let said = fs::read_to_string(output.with_extension("err"))?;
     run.failure = watched.as_ref().err().map(ToString::to_string);
@@ -90,10 +96,51 @@ pub fn run(
         run.figures.extend(watched.idle(rss).map(|bytes| ("idle_bytes".to_owned(), bytes)));
     }
     let stored = result.pointer("/messages/acked").and_then(Value::as_f64).filter(|count| *count > 0.0);
-    if let (Some(before), Some(after), Some(stored)) = (commands, appends(system), stored) {
-        run.figures.insert("appends_per_message".to_owned(), (after - before) / stored);
+    if let (Some(before), Some(after), Some(stored)) = (commands, called, stored) {
+        run.figures.insert("appends_per_message".to_owned(), (after.appends - before.appends) / stored);
+        run.figures.insert("commands_per_message".to_owned(), (after.all - before.all) / stored);
+    }
+    if let Some(reading) = reading {
+        read(&mut run, scenario, &reading, stored.unwrap_or(0.0));
     }
     Ok(run)
+}
+
+fn calls(redis: Option<&mut Raw>) -> anyhow::Result<Option<Calls>> {
+    redis.map(Raw::calls).transpose()
+}
+
+/// Where the logs end before the load, for scenarios that look at what is stored.
+fn kept_from(scenario: Scenario, redis: Option<&mut Raw>) -> anyhow::Result<Option<Logs>> {
+    let Some(redis) = redis.filter(|_| scenario.keeps()) else { return Ok(None) };
+    redis.logs().map(Some)
+}
+
+/// What was stored since then, read from Redis itself.
+fn look(system: &System, redis: &mut Raw, logs: &Logs) -> anyhow::Result<Reading> {
+    calm(system);
+    redis.read_since(logs)
+}
+
+/// Figures of what was read. What is not there says nothing of its speed and size.
+fn read(run: &mut Run, scenario: Scenario, reading: &Reading, stored: f64) {
+    if reading.records < stored || reading.records == 0.0 {
+        let missing = format!("only {} of {stored} records were in Redis", reading.records);
+        run.failure.get_or_insert(missing);
+        return;
+    }
+    let mut tell = |name: &str, value: f64| run.figures.insert(name.to_owned(), value);
+    if scenario.is_stored() {
+        let bytes = reading.bytes / reading.records;
+        tell("bytes_per_message", bytes);
+        tell("of_payload_topic_client", bytes / stored_bytes());
+        return;
+    }
+    let rate = reading.records / reading.seconds;
+    tell("xrange_per_second", rate);
+    if let Some(own) = run.figures.get("per_second").copied() {
+        run.figures.insert("of_xrange".to_owned(), own / rate);
+    }
 }
 
 /// The command line of a scenario on a system, with the machine's own places in it.
@@ -105,6 +152,9 @@ fn arguments(system: &mut System, scenario: Scenario, seconds: u32) -> anyhow::R
         system.parts.push(part);
         targets = format!("{targets},mqtt://{target}");
     }
+    if let Some((mqtt, _)) = system.second {
+        targets = format!("{targets},mqtt://{mqtt}");
+    }
     let mut flag = |name: &str, value: String| words.extend([name.to_owned(), value]);
     flag("--target", targets);
     flag("--threads", "1".to_owned());
@@ -112,8 +162,9 @@ fn arguments(system: &mut System, scenario: Scenario, seconds: u32) -> anyhow::R
         flag("--user-template", login.user.clone());
         flag("--password-file", login.password_file.display().to_string());
     }
-    if let (Some(door), Scenario::FanIn | Scenario::Push) = (system.door, scenario) {
-        flag("--messaging", format!("http://{door}"));
+    if let Some(door) = system.door.filter(|_| scenario.takes_the_door()) {
+        let second = system.second.map(|(_, door)| format!(",http://{door}")).unwrap_or_default();
+        flag("--messaging", format!("http://{door}{second}"));
     }
     words.push("--json".to_owned());
     Ok(words)
@@ -121,8 +172,9 @@ fn arguments(system: &mut System, scenario: Scenario, seconds: u32) -> anyhow::R
 
 /// The command as the report shows it.
 pub fn command(scenario: Scenario, seconds: u32) -> String {
+    let door = if scenario.takes_the_door() { " --messaging …" } else { "" };
     format!(
-        "taskset -c {LOAD_CORE} penstock-loadtest {} --threads 1 --json --target …",
+        "taskset -c {LOAD_CORE} penstock-loadtest {} --threads 1 --json --target …{door}",
         scenario.arguments(seconds)
     )
 }
@@ -187,23 +239,4 @@ fn bound(result: &Value) -> Option<String> {
     let is_bound = result.get("generator_bound").and_then(Value::as_bool).unwrap_or(false);
     let reason = result.get("generator_bound_reason").and_then(Value::as_str).unwrap_or("it says no more");
     is_bound.then(|| reason.to_owned())
-}
-
-/// XADD commands that the system's Redis has executed, in scripts too.
-fn appends(system: &System) -> Option<f64> {
-    let text = info(system.redis?).ok().filter(|text| text.contains("cmdstat_"))?;
-    // Redis names no command that was never called.
-    let Some(line) = text.lines().find_map(|line| line.strip_prefix("cmdstat_xadd:calls=")) else {
-        return Some(0.0);
-    };
-    line.split(',').next()?.parse().ok()
-}
-
-fn info(redis: SocketAddr) -> std::io::Result<String> {
-    let mut stream = TcpStream::connect(redis)?;
-    stream.set_read_timeout(Some(Duration::from_secs(5)))?;
-    stream.write_all(b"INFO commandstats\r\nQUIT\r\n")?;
-    let mut text = Vec::new();
-    stream.read_to_end(&mut text)?;
-    Ok(String::from_utf8_lossy(&text).into_owned())
 }

@@ -12,9 +12,11 @@ mod ours;
 mod parts;
 mod peers;
 mod plot;
+mod raw;
 mod report;
 mod results;
 mod scenarios;
+mod services;
 mod systems;
 
 use std::{
@@ -105,7 +107,7 @@ fn run(options: &Options, kinds: &[Kind]) -> anyhow::Result<Results> {
         results.machine.push(format!("**busy with other work when it began: load {load:.1}**"));
     }
     for round in 1..=options.rounds {
-        for kind in kinds {
+        for kind in kinds.iter().filter(|kind| round == 1 || !kind.once()) {
             if let Some(missing) = kind.missing() {
                 if round == 1 {
                     eprintln!("bench: {} is left out: {missing}", kind.name());

@@ -13,9 +13,10 @@ use crate::{
 #[command(
     name = "make bench",
     after_help = "Examples:
-  make bench                               everything, some 25 minutes; writes docs/performance.md and .svg
+  make bench                               everything, some 30 minutes; writes docs/performance.md and .svg
   make bench ONLY='cluster nats qos1-64'   these systems and scenarios only; prints the table, leaves docs alone
   make bench ONLY='--rounds 1 cluster'     once
+  make bench ONLY='cluster-backlog cluster-pair'   groups, memory, pushes
   make bench ONLY=--list                   names of systems and scenarios, and how to install what is missing"
 )]
 pub struct Options {

@@ -20,6 +20,8 @@ use crate::{
 const PASSWORD: &str = "measure-measure";
 /// Far above what is offered: limits are not what is measured.
 const LIMITS: &str = "--connections 200000";
+/// What is looked at in Redis stays there: all of it fits, in each partition.
+const KEPT: &str = "--backlog 8GiB";
 
 static PROGRAMS: OnceLock<PathBuf> = OnceLock::new();
 
@@ -62,10 +64,16 @@ pub fn start(kind: Kind) -> anyhow::Result<System> {
     let system = match kind {
         Kind::Standalone => standalone()?,
         Kind::Redis => bare_redis()?,
+        Kind::Pair => pair()?,
         Kind::ClusterFsync => cluster("always", "fsynced")?,
         _ => cluster("everysec", "memory")?,
     };
     prepare(&system)?;
+    if let (Kind::Backlog, Some(door)) = (kind, system.door) {
+        ctl(door, "system/admin", &format!("tenant set bench {KEPT}"))?;
+        // Without consumers: nothing is trimmed.
+        ctl(door, "bench/app", "group create keep")?;
+    }
     Ok(system)
 }
 
@@ -100,6 +108,7 @@ fn standalone() -> anyhow::Result<System> {
         redis: None,
         parts: vec![part],
         holders: &[],
+        second: None,
         another: None,
         dir,
     })
@@ -110,17 +119,7 @@ fn cluster(fsync: &str, durability: &str) -> anyhow::Result<System> {
     let dir = TempDir::new()?;
     let at = dir.path();
     let (etcd, redis) = (etcd(at)?, redis(at, fsync)?);
-    let (link, grpc, admin) = (free_address()?, free_address()?, free_address()?);
-    let arguments = words(&format!(
-        "--etcd http://{} --redis redis://{} --durability {durability} --link-listen {link} --grpc-listen {grpc} --http-listen 127.0.0.1:0 \
-         --admin-listen {admin}",
-        etcd.1, redis.1
-    ));
-    let program = program("penstock-router");
-    let env = [("PENSTOCK_ADMIN_PASSWORD", PASSWORD)];
-    let launch = Launch { name: "router", program: &program, arguments: &arguments, env: &env };
-    let mut router = Part::start(at, &launch)?;
-    router.wait_for(grpc)?;
+    let (router, grpc) = router(at, "router", (etcd.1, redis.1), durability)?;
     let another = Gateway { etcd: etcd.1 };
     let (gateway, mqtt) = another.start(at, "gateway")?;
     Ok(System {
@@ -130,9 +129,42 @@ fn cluster(fsync: &str, durability: &str) -> anyhow::Result<System> {
         redis: Some(redis.1),
         parts: vec![etcd.0, redis.0, router, gateway],
         holders: &["router", "gateway"],
+        second: None,
         another: Some(another),
         dir,
     })
+}
+
+/// A second router and a second gateway beside those of a cluster.
+fn pair() -> anyhow::Result<System> {
+    let mut system = cluster("everysec", "memory")?;
+    let (Some(redis), Some(gateways)) = (system.redis, &system.another) else { return Ok(system) };
+    let at = system.dir.path();
+    let (router, door) = router(at, "router-2", (gateways.etcd, redis), "memory")?;
+    let (gateway, mqtt) = gateways.start(at, "gateway-2")?;
+    system.parts.extend([router, gateway]);
+    system.second = Some((mqtt, door));
+    Ok(system)
+}
+
+/// A router between etcd and Redis, and its messaging door.
+fn router(
+    at: &Path,
+    name: &str,
+    (etcd, redis): (SocketAddr, SocketAddr),
+    durability: &str,
+) -> anyhow::Result<(Part, SocketAddr)> {
+    let (link, grpc, admin) = (free_address()?, free_address()?, free_address()?);
+    let arguments = words(&format!(
+        "--etcd http://{etcd} --redis redis://{redis} --durability {durability} --link-listen {link} --grpc-listen {grpc} \
+         --http-listen 127.0.0.1:0 --admin-listen {admin}"
+    ));
+    let program = program("penstock-router");
+    let env = [("PENSTOCK_ADMIN_PASSWORD", PASSWORD)];
+    let launch = Launch { name, program: &program, arguments: &arguments, env: &env };
+    let mut router = Part::start(at, &launch)?;
+    router.wait_for(grpc)?;
+    Ok((router, grpc))
 }
 
 fn etcd(at: &Path) -> anyhow::Result<(Part, SocketAddr)> {
@@ -175,6 +207,7 @@ fn bare_redis() -> anyhow::Result<System> {
         redis: None,
         parts: vec![part],
         holders: &[],
+        second: None,
         another: None,
         dir,
     })
@@ -203,18 +236,21 @@ impl Gateway {
 /// Creates the tenant and its users through the door, as an operator would.
 fn prepare(system: &System) -> anyhow::Result<()> {
     let (Some(door), Some(login)) = (system.door, &system.login) else { return Ok(()) };
-    let ctl = |text: &str| -> anyhow::Result<()> {
-        let output = Command::new(program("penstockctl"))
-            .args(["--server", &format!("http://{door}"), "--user", "system/admin"])
-            .args(text.split_whitespace())
-            .env("PENSTOCK_PASSWORD", PASSWORD)
-            .output()
-            .context("penstockctl")?;
-        ensure!(output.status.success(), "penstockctl {text}: {}", String::from_utf8_lossy(&output.stderr));
-        Ok(())
-    };
+    let ctl = |text: &str| ctl(door, "system/admin", text);
     let file = login.password_file.display();
     ctl(&format!("tenant create bench {LIMITS}"))?;
     ctl(&format!("user add bench/load --role device --new-password-file {file}"))?;
     ctl(&format!("user add bench/app --role service --new-password-file {file}"))
+}
+
+/// Runs `penstockctl` at a door.
+fn ctl(door: SocketAddr, user: &str, text: &str) -> anyhow::Result<()> {
+    let output = Command::new(program("penstockctl"))
+        .args(["--server", &format!("http://{door}"), "--user", user])
+        .args(text.split_whitespace())
+        .env("PENSTOCK_PASSWORD", PASSWORD)
+        .output()
+        .context("penstockctl")?;
+    ensure!(output.status.success(), "penstockctl {text}: {}", String::from_utf8_lossy(&output.stderr));
+    Ok(())
 }

@@ -99,6 +99,7 @@ pub fn start(kind: Kind) -> anyhow::Result<System> {
         redis: None,
         parts,
         holders: &[],
+        second: None,
         another: None,
         dir,
     };

@@ -10,6 +10,7 @@ use crate::{
     load,
     results::Results,
     scenarios::{SCENARIOS, Scenario},
+    services,
     systems::{KINDS, Kind},
 };
 
@@ -45,18 +46,22 @@ const ROWS: &[Row] = &[
     row("CONNECT/s", Scenario::Connect, "connects_per_second", 1.0),
     row("storm of 10,000, s", Scenario::Storm, "seconds", 1.0),
     row("takeover of 5,000, s", Scenario::Takeover, "seconds", 1.0),
+    row("XADD a message at 1,000/s", Scenario::Latency, "appends_per_message", 1.0),
     row("XADD a message at full load", Scenario::Qos1Small, "appends_per_message", 1.0),
 ];
 
 /// The whole measured part.
 pub fn render(results: &Results) -> String {
-    let kinds: Vec<Kind> = KINDS.iter().copied().filter(|kind| measured(results, *kind)).collect();
+    let kinds: Vec<Kind> =
+        KINDS.iter().copied().filter(|kind| measured(results, *kind) && !kind.once()).collect();
     let mut out = String::new();
     // Writing to a string does not fail.
     let _ = facts(&mut out, results);
     let _ = table(&mut out, results, &kinds);
-    let _ = remarks(&mut out, results, &kinds);
+    let all: Vec<Kind> = KINDS.iter().copied().filter(|kind| measured(results, *kind)).collect();
+    let _ = remarks(&mut out, results, &all);
     let _ = budgets(&mut out, results);
+    let _ = services::render(&mut out, results);
     let _ = costs(&mut out, results, &kinds);
     let _ = commands(&mut out, results);
     out
@@ -104,7 +109,9 @@ fn cell(results: &Results, kind: Kind, row: &Row) -> String {
 
 /// What the cells can't hold.
 fn remarks(out: &mut String, results: &Results, kinds: &[Kind]) -> std::fmt::Result {
-    let bound = |kind: &Kind| SCENARIOS.iter().any(|scenario| results.is_generator_bound(*kind, *scenario));
+    let bound = |kind: &Kind| {
+        !kind.once() && SCENARIOS.iter().any(|scenario| results.is_generator_bound(*kind, *scenario))
+    };
     if kinds.iter().any(bound) {
         writeln!(out, "ᵍ the load generator's core was full: the system can do more.\n")?;
     }
@@ -153,6 +160,7 @@ fn commands(out: &mut String, results: &Results) -> std::fmt::Result {
     writeln!(out, "### Versions and commands\n\n```")?;
     for scenario in SCENARIOS {
         writeln!(out, "# {}\n{}", scenario.name(), load::command(*scenario, results.seconds))?;
+        services::commands(out, *scenario)?;
     }
     for kind in KINDS {
         let Some(facts) = results.systems.get(kind.name()).filter(|facts| facts.missing.is_none()) else {

@@ -23,6 +23,19 @@ pub enum Scenario {
     Qos0,
     /// Everything that 100 publishers send, to one consumer, verified by the ledger.
     FanIn,
+    /// What is stored of typical messages, at full load.
+    Stored,
+    /// … and one by one.
+    StoredSlowly,
+    /// A group of one consumer, or of eight, drains a backlog of 100 B or 1 KiB.
+    GroupOneSmall,
+    GroupEightSmall,
+    GroupOneMedium,
+    GroupEightMedium,
+    /// As `Push`, by two through two routers.
+    PushPair,
+    /// As fast as receipts come.
+    PushFlood,
 }
 
 /// In the order in which they run: what is idle and slow first, because floods leave memory behind; what may leave a broker
@@ -36,12 +49,29 @@ pub const SCENARIOS: &[Scenario] = &[
     Scenario::Qos1Large,
     Scenario::Qos0,
     Scenario::FanIn,
+    Scenario::StoredSlowly,
+    Scenario::Stored,
+    Scenario::GroupOneSmall,
+    Scenario::GroupEightSmall,
+    Scenario::GroupOneMedium,
+    Scenario::GroupEightMedium,
+    Scenario::PushPair,
+    Scenario::PushFlood,
     Scenario::Storm,
     Scenario::Takeover,
 ];
 
 /// Connections of `connect` and `storm`.
 pub const MANY: u32 = 10_000;
+/// Of `stored`: a typical topic, and identifier.
+const STORED_TOPIC: &str = "plant/line-{i}/temperature";
+const STORED_CLIENT: &str = "device-{i}";
+/// Payload, topic and client identifier of a message of `stored`, bytes; publishers are 0 to 99.
+pub fn stored_bytes() -> f64 {
+    let plain = (STORED_TOPIC.len() + STORED_CLIENT.len() - 2 * "{i}".len()) as f64;
+    let digits = (0..100_u32).map(|number| number.to_string().len() as f64).sum::<f64>() / 100.0;
+    64.0 + plain + 2.0 * digits
+}
 /// How long they are held idle, seconds.
 pub const HELD: u32 = 5;
 
@@ -59,6 +89,14 @@ impl Scenario {
             Self::Qos1Large => "qos1-64k",
             Self::Qos0 => "qos0-64",
             Self::FanIn => "fan-in",
+            Self::Stored => "stored",
+            Self::StoredSlowly => "stored-slowly",
+            Self::GroupOneSmall => "group-1-100",
+            Self::GroupEightSmall => "group-8-100",
+            Self::GroupOneMedium => "group-1-1k",
+            Self::GroupEightMedium => "group-8-1k",
+            Self::PushPair => "push-pair",
+            Self::PushFlood => "push-flood",
         }
     }
 
@@ -70,7 +108,31 @@ impl Scenario {
                  --duration {seconds}s --verify none"
             )
         };
+        let group = |payload: &str, messages: u32, consumers: u32| {
+            format!(
+                "ingest --clients 100 --payload {payload} --inflight 16 --messages {messages} --duration 60s \
+                 --backlog --consumers {consumers} --settle 60s"
+            )
+        };
+        let stored = |how: &str| {
+            format!(
+                "ingest --clients 100 --topic {STORED_TOPIC} --client-id {STORED_CLIENT} --payload 64B {how} \
+                 --verify none"
+            )
+        };
         match self {
+            Self::Stored => stored("--inflight 16 --messages 300000 --duration 60s"),
+            Self::StoredSlowly => stored("--rate 1000/s --duration 5s"),
+            Self::GroupOneSmall => group("100B", 400_000, 1),
+            Self::GroupEightSmall => group("100B", 400_000, 8),
+            Self::GroupOneMedium => group("1KiB", 150_000, 1),
+            Self::GroupEightMedium => group("1KiB", 150_000, 8),
+            Self::PushPair => {
+                format!("push --clients 100 --pushers 2 --rate 1000/s --warmup 1s --duration {seconds}s")
+            }
+            Self::PushFlood => {
+                format!("push --clients 200 --pushers 4 --inflight 256 --warmup 1s --duration {seconds}s")
+            }
             Self::Latency => format!(
                 "ingest --clients 100 --payload 64B --rate 1000/s --warmup 1s --duration {seconds}s --verify none"
             ),
@@ -93,6 +155,7 @@ impl Scenario {
     pub fn limit(self, seconds: u32) -> Duration {
         let more = match self {
             Self::FanIn => 80,
+            _ if self.keeps() => 130,
             Self::Connect | Self::Storm | Self::Takeover => 75,
             _ => 45,
         };
@@ -110,11 +173,19 @@ impl Scenario {
             ],
             Self::Connect => &[("connects_per_second", "/rate/connects")],
             Self::Storm | Self::Takeover => &[("seconds", "/seconds")],
-            Self::Push => &[
+            Self::Push | Self::PushPair => &[
                 ("receipt_p50_ms", "/latency_ms/receipt/p50"),
                 ("receipt_p99_ms", "/latency_ms/receipt/p99"),
             ],
-            Self::Qos1Small | Self::Qos1Medium | Self::Qos1Large => &[("per_second", "/rate/acked")],
+            Self::PushFlood => {
+                &[("per_second", "/rate/acked"), ("receipt_p99_ms", "/latency_ms/receipt/p99")]
+            }
+            Self::GroupOneSmall | Self::GroupEightSmall | Self::GroupOneMedium | Self::GroupEightMedium => {
+                &[("per_second", "/backlog/records_per_second")]
+            }
+            Self::Qos1Small | Self::Qos1Medium | Self::Qos1Large | Self::Stored | Self::StoredSlowly => {
+                &[("per_second", "/rate/acked")]
+            }
             Self::Qos0 => &[("per_second", "/rate/sent")],
             Self::FanIn => &[
                 ("per_second", "/rate/received"),
@@ -123,6 +194,26 @@ impl Scenario {
             ],
         };
         wanted.iter().filter_map(|(name, path)| Some((*name, read(path)?))).collect()
+    }
+
+    /// Whether what it stores is looked at in Redis afterwards.
+    pub fn keeps(self) -> bool {
+        self.is_stored()
+            || matches!(
+                self,
+                Self::GroupOneSmall | Self::GroupEightSmall | Self::GroupOneMedium | Self::GroupEightMedium
+            )
+    }
+
+    /// Whether it asks for the memory of a message.
+    pub fn is_stored(self) -> bool {
+        matches!(self, Self::Stored | Self::StoredSlowly)
+    }
+
+    /// Whether it goes through the messaging door.
+    pub fn takes_the_door(self) -> bool {
+        matches!(self, Self::FanIn | Self::Push | Self::PushPair | Self::PushFlood)
+            || self.keeps() && !self.is_stored()
     }
 
     /// Messages by which the CPU time of the whole run is divided; none where that says nothing.

@@ -24,6 +24,10 @@ pub enum Kind {
     Rumqttd,
     Rmqtt,
     Rabbitmq,
+    /// The cluster again, fresh, for what is looked at in its Redis.
+    Backlog,
+    /// Two routers and two gateways.
+    Pair,
     /// Only its log: what the store itself takes.
     Redis,
 }
@@ -40,6 +44,8 @@ pub const KINDS: &[Kind] = &[
     Kind::Rmqtt,
     Kind::Rabbitmq,
     Kind::Redis,
+    Kind::Backlog,
+    Kind::Pair,
 ];
 
 /// A user and where their password is.
@@ -65,6 +71,8 @@ pub struct System {
     pub parts: Vec<Part>,
     /// Names of the parts whose memory a connection takes; all when empty.
     pub holders: &'static [&'static str],
+    /// A second gateway and a second router's door.
+    pub second: Option<(SocketAddr, SocketAddr)>,
     /// Starts another place to connect to, for a takeover across two.
     pub another: Option<ours::Gateway>,
     /// Removed at the end, after the parts.
@@ -103,6 +111,8 @@ impl Kind {
             Self::Rmqtt => "rmqtt",
             Self::Rabbitmq => "rabbitmq",
             Self::Redis => "redis",
+            Self::Backlog => "cluster-backlog",
+            Self::Pair => "cluster-pair",
         }
     }
 
@@ -119,13 +129,15 @@ impl Kind {
             Self::Rmqtt => "rmqtt",
             Self::Rabbitmq => "RabbitMQ",
             Self::Redis => "bare Redis",
+            Self::Backlog => "cluster with a backlog",
+            Self::Pair => "two routers, two gateways",
         }
     }
 
     /// What a PUBACK of it means.
     pub fn stored(self) -> &'static str {
         match self {
-            Self::Cluster | Self::Nats | Self::Redis => "page cache",
+            Self::Cluster | Self::Nats | Self::Redis | Self::Backlog | Self::Pair => "page cache",
             Self::ClusterFsync | Self::Standalone | Self::NatsFsync => "fsync",
             Self::Mosquitto | Self::Rumqttd | Self::Rmqtt | Self::Rabbitmq => "no",
         }
@@ -133,12 +145,21 @@ impl Kind {
 
     /// Whether it is Penstock.
     pub fn is_ours(self) -> bool {
-        matches!(self, Self::Cluster | Self::ClusterFsync | Self::Standalone)
+        matches!(self, Self::Cluster | Self::ClusterFsync | Self::Standalone) || self.once()
+    }
+
+    /// Whether it is measured in the first round only, and told in a table of its own.
+    pub fn once(self) -> bool {
+        matches!(self, Self::Backlog | Self::Pair)
     }
 
     /// Whether this scenario tells something of it within the time there is.
     pub fn takes(self, scenario: Scenario) -> bool {
+        let pair = matches!(scenario, Scenario::PushPair | Scenario::PushFlood);
         match self {
+            Self::Backlog => scenario.keeps(),
+            Self::Pair => pair,
+            _ if pair || scenario.keeps() => false,
             // Only what differs by the sync.
             Self::ClusterFsync | Self::NatsFsync => {
                 matches!(scenario, Scenario::Qos1Small | Scenario::Latency | Scenario::FanIn)
