@@ -81,13 +81,17 @@ impl Partitions {
         for partition in 0..consumer.partitions {
             let (say, said) = mpsc::channel(SAYINGS);
             sayings.push(say);
+            let key = PartitionKey { tenant: consumer.tenant.clone(), partition };
+            let slot = (key.clone(), consumer.group.clone());
             let follower = Follower {
                 inside: inside.clone(),
-                key: PartitionKey { tenant: consumer.tenant.clone(), partition },
+                key,
+                entered: inside.holdings.enter(slot, consumer.consumer, consumer.ack_timeout_ms),
                 consumer: consumer.clone(),
                 lead: Arc::clone(&lead),
                 window: window(consumer.credit, consumer.partitions),
                 kept: VecDeque::new(),
+                nacked: VecDeque::new(),
                 said,
                 events: events.clone(),
             };

@@ -24,6 +24,7 @@ use tonic::Status;
 
 use crate::{
     groups::{home::Homes, serve::Serving},
+    holdings::Holdings,
     peers::Peers,
 };
 
@@ -34,6 +35,8 @@ pub struct Inside {
     pub homes: Arc<dyn Homes>,
     /// The groups that they serve.
     pub serving: Arc<Serving>,
+    /// What consumers that reached this router hold.
+    pub holdings: Arc<Holdings>,
     /// Other routers.
     pub peers: Arc<Peers>,
     /// Where partitions and users are.

@@ -27,6 +27,7 @@ use crate::{
         serve::Serving,
         survey::{HomesNow, Survey},
     },
+    holdings::{Everywhere, Holdings},
     homes::{Homes, TookOver},
     peer::PeerService,
     peers::{PeerError, Peers},
@@ -64,9 +65,19 @@ impl Doors {
         let _ = homes.peers.set(Arc::clone(&peers));
         let presence = Arc::clone(homes);
         tokio::spawn(Arc::clone(&peers).tell_previous(took_over, move || presence.presence.members()));
+        let holdings = Arc::<Holdings>::default();
+        let here: Arc<HomesHere> = Arc::new(HomesHere(Arc::clone(homes)));
+        let holders = Everywhere {
+            own: Arc::clone(&holdings),
+            peers: Arc::clone(&peers),
+            homes: Arc::clone(&here) as _,
+        };
+        let serving =
+            Serving::new(Arc::clone(&homes.store), definitions, homes.seams.clone(), Arc::new(holders));
         let inside = Inside {
-            homes: Arc::new(HomesHere(Arc::clone(homes))),
-            serving: Serving::new(Arc::clone(&homes.store), definitions, homes.seams.clone()),
+            homes: here,
+            serving,
+            holdings,
             peers,
             store: Arc::clone(&homes.store),
             registry: Arc::clone(&homes.registry),

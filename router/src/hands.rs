@@ -86,6 +86,20 @@ impl Hands {
         }
     }
 
+    /// Everything that is held, each run of records of an entry as one range, and how long until it is forgotten.
+    pub fn ranges(&mut self, now: Instant) -> Vec<(Range, Duration)> {
+        self.forget(now);
+        let mut entries: Vec<_> = self.entries.iter().collect();
+        entries.sort_unstable_by_key(|(key, _)| **key);
+        let all = entries.into_iter().flat_map(|(key, held)| {
+            let (partition, term, sequence) = *key;
+            let left = (held.since + self.forget_after).saturating_duration_since(now);
+            let range = move |(index, count)| Range { partition, term, sequence, index, count };
+            held.runs().into_iter().map(move |run| (range(run), left))
+        });
+        all.collect()
+    }
+
     /// Waits until something is forgotten.
     pub async fn relief(&self) {
         match self.oldest.front() {
@@ -112,6 +126,19 @@ impl Hands {
 impl Held {
     fn contains(&self, index: u32) -> bool {
         self.bits.get((index / 64) as usize).is_some_and(|bits| bits & (1 << (index % 64)) != 0)
+    }
+
+    /// First and number of records that follow one another.
+    fn runs(&self) -> Vec<(u32, u32)> {
+        let most = u32::try_from(self.bits.len() * 64).unwrap_or(u32::MAX);
+        let mut runs: Vec<(u32, u32)> = Vec::new();
+        for index in (0..most).filter(|index| self.contains(*index)) {
+            match runs.last_mut() {
+                Some((first, count)) if *first + *count == index => *count += 1,
+                _ => runs.push((index, 1)),
+            }
+        }
+        runs
     }
 
     fn set(&mut self, index: u32) {
@@ -179,5 +206,22 @@ mod tests {
         assert!(!hands.take(&batch(3, &[0]), now));
         assert!(hands.take(&batch(3, &[0]), later));
         assert_eq!(hands.count(), 1);
+    }
+
+    #[test]
+    fn what_is_held_is_told_in_runs_with_the_time_that_is_left() {
+        let mut hands = Hands::new(u32::MAX, 1_000);
+        let now = Instant::now();
+        assert!(hands.take(&batch(2, &[0, 1, 2, 64, 65, 70]), now));
+        assert!(hands.take(&batch(1, &[3]), now + Duration::from_millis(600)));
+        hands.give(&range(2, 1, 1));
+        let ranges = hands.ranges(now + Duration::from_millis(900));
+        let (short, long) = (Duration::from_millis(100), Duration::from_millis(700));
+        let of_two = [(0, 1), (2, 1), (64, 2), (70, 1)].map(|(index, count)| (range(2, index, count), short));
+        assert_eq!(ranges, [vec![(range(1, 3, 1), long)], of_two.to_vec()].concat());
+        assert_eq!(
+            hands.ranges(now + Duration::from_secs(1)),
+            [(range(1, 3, 1), Duration::from_millis(600))]
+        );
     }
 }

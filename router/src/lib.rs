@@ -29,6 +29,7 @@ pub mod groups;
 pub mod hands;
 pub mod hashing;
 pub mod history;
+pub mod holdings;
 pub mod home;
 pub mod homes;
 pub mod intake;

@@ -13,9 +13,9 @@ use penstock_proto::{
     admin::ClientStatus,
     messaging::{PartitionStatus, PushReceipt},
     peer::{
-        AskClient, ClientsHere, ClientsOfTenant, FollowFiltersRequest, FollowFiltersResponse, GroupOrder,
-        GroupOrderDone, Join, PartitionGroup, PeerPush, ServeRequest, ServeResponse, TookRequest,
-        TookResponse,
+        AskClient, AskHoldings, ClientsHere, ClientsOfTenant, FollowFiltersRequest, FollowFiltersResponse,
+        GroupOrder, GroupOrderDone, HeldHere, Join, PartitionGroup, PeerPush, ServeRequest, ServeResponse,
+        TookRequest, TookResponse,
         peer_server::{Peer, PeerServer},
         serve_request, serve_response,
     },
@@ -110,9 +110,9 @@ impl Peer for PeerService {
         else {
             return Err(Status::invalid_argument("the first request must be a join"));
         };
-        let served = self.join(&join).await?;
+        let (served, term) = self.join(&join).await?;
         let (responses, stream) = mpsc::channel(RESPONSES);
-        tokio::spawn(serve(served, requests, responses));
+        tokio::spawn(serve(served, term, requests, responses));
         Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
     }
 
@@ -142,6 +142,14 @@ impl Peer for PeerService {
         let followed = self.inside.homes.follow_filters(&tenant).await;
         followed.map_err(|error| status::of_store(&error))?;
         Ok(Response::new(FollowFiltersResponse {}))
+    }
+
+    async fn holdings(&self, request: Request<AskHoldings>) -> Result<Response<HeldHere>, Status> {
+        self.check(&request)?;
+        let AskHoldings { group, term } = request.into_inner();
+        let named = group.ok_or_else(|| Status::invalid_argument("group: missing"))?;
+        let slot = (partition(&named.tenant, named.partition)?, named.group);
+        Ok(Response::new(self.inside.holdings.ask(&slot, Term(term))))
     }
 
     async fn clients(&self, request: Request<ClientsOfTenant>) -> Result<Response<ClientsHere>, Status> {
@@ -186,7 +194,7 @@ impl Peer for PeerService {
 }
 
 impl PeerService {
-    async fn join(&self, join: &Join) -> Result<Served, Status> {
+    async fn join(&self, join: &Join) -> Result<(Served, Term), Status> {
         let key = partition(&join.tenant, join.partition)?;
         let home = present_home(&self.inside, &key, join.take).await?;
         let joining = Joining {
@@ -195,17 +203,20 @@ impl PeerService {
             ack_timeout_ms: u64::from(join.ack_timeout_ms.max(1)),
         };
         let joined = self.inside.serving.join(&home, &join.group, joining).await;
-        joined.map_err(|error| status::of_join(&error))
+        let served = joined.map_err(|error| status::of_join(&error))?;
+        Ok((served, home.term()))
     }
 }
 
 async fn serve(
     mut served: Served,
+    term: Term,
     mut requests: Streaming<ServeRequest>,
     responses: mpsc::Sender<Result<ServeResponse, Status>>,
 ) {
-    let respond = |kind| Ok(ServeResponse { kind: Some(kind) });
-    let mut next = Some(respond(serve_response::Kind::Joined(true)));
+    let respond = |kind| Ok(ServeResponse { kind: Some(kind), term: 0 });
+    let joined = Some(serve_response::Kind::Joined(true));
+    let mut next = Some(Ok(ServeResponse { kind: joined, term: term.0 }));
     loop {
         tokio::select! {
             // One response at a time waits for room; requests are read meanwhile.

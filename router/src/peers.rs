@@ -15,7 +15,8 @@ use penstock_proto::{
     admin::{ClientStatus, ClientSummary},
     messaging::{PushReceipt, PushRequest, ReceiptStatus},
     peer::{
-        AskClient, ClientsOfTenant, FollowFiltersRequest, PeerPush, TookRequest, peer_client::PeerClient,
+        AskClient, AskHoldings, ClientsOfTenant, FollowFiltersRequest, HeldHere, PeerPush, TookRequest,
+        peer_client::PeerClient,
     },
 };
 use tokio::sync::{mpsc, oneshot};
@@ -42,6 +43,9 @@ const PUSH_SLACK: Duration = Duration::from_secs(5);
 const FORGET_EVERY: Duration = Duration::from_millis(200);
 /// Longest that a call is answered in.
 const ANSWER: Duration = Duration::from_secs(5);
+/// A new home hands out nothing before all routers have said what their consumers hold, or this is over: one that is paused or
+/// dying must not hold up everybody.
+const HOLDINGS: Duration = Duration::from_secs(1);
 /// A message of a peer: a batch of one entry.
 const MESSAGE: usize = 8 << 20;
 
@@ -147,6 +151,18 @@ impl Peers {
         let Ok(mut client) = self.client(member) else { return false };
         let ask = FollowFiltersRequest { tenant: tenant.to_owned() };
         matches!(tokio::time::timeout(ANSWER, client.follow_filters(ask)).await, Ok(Ok(_)))
+    }
+
+    /// What consumers at a router hold of a group on one partition; None: it does not say so soon enough to wait for it.
+    pub async fn holdings(&self, member: &Member, ask: AskHoldings) -> Option<HeldHere> {
+        let mut client = self.client(member).ok()?;
+        match tokio::time::timeout(HOLDINGS, client.holdings(ask)).await {
+            Ok(Ok(held)) => Some(held.into_inner()),
+            failed => {
+                debug!(router = member.node_id, ?failed, "a router did not say what its consumers hold");
+                None
+            }
+        }
     }
 
     /// Clients that are connected at the homes of a router; None: it does not answer.

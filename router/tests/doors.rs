@@ -31,6 +31,8 @@ mod dead;
 mod homes;
 #[path = "doors/modes.rs"]
 mod modes;
+#[path = "doors/moves.rs"]
+mod moves;
 #[path = "doors/web.rs"]
 mod web;
 #[path = "support/world.rs"]

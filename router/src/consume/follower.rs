@@ -3,9 +3,9 @@
 
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
-use penstock_common::{name::PartitionKey, registry::Member, rendezvous};
+use penstock_common::{name::PartitionKey, position::Term, registry::Member, rendezvous};
 use penstock_proto::{
-    messaging::{Acks, Batch},
+    messaging::{Acks, Batch, Nacks},
     peer::{Join, ServeRequest, ServeResponse, serve_request, serve_response},
 };
 use tokio::{sync::mpsc, time::timeout};
@@ -17,11 +17,13 @@ use super::{Consumer, Event, Range, SAYINGS, lead::Lead};
 use crate::{
     door::{Inside, status},
     groups::served::{Joining, Say, Served},
+    holdings::Entered,
     pace::Backoff,
 };
 
 /// Acks kept while a partition has no home, ranges. Beyond it the oldest are forgotten: their records come again.
 const KEPT_RANGES: usize = 20_000;
+const KEPT_NACKS: usize = 1_000;
 /// A peer joins, or refuses, within this.
 const JOIN_LIMIT: Duration = Duration::from_secs(5);
 
@@ -32,8 +34,12 @@ pub(super) struct Follower {
     pub(super) consumer: Consumer,
     pub(super) lead: Arc<Lead>,
     pub(super) window: u32,
+    /// What the consumer holds of the partition, for homes to come.
+    pub(super) entered: Entered,
     /// Acks that were said while there was no home.
     pub(super) kept: VecDeque<Range>,
+    /// And nacks: the next home may take their records for held.
+    pub(super) nacked: VecDeque<Nacks>,
     pub(super) said: mpsc::Receiver<Say>,
     pub(super) events: mpsc::Sender<Event>,
 }
@@ -53,7 +59,7 @@ impl Follower {
                 return;
             }
             match self.find().await {
-                Ok(source) => {
+                Ok((source, term)) if self.entered.holding.joined(term) => {
                     backoff = fresh();
                     self.lead.joined(&self.key);
                     if self.events.send(Event::Joined(self.key.partition)).await.is_err() {
@@ -72,6 +78,7 @@ impl Follower {
                     let _ = self.events.send(Event::Occupied(status)).await;
                     return;
                 }
+                Ok(_) => debug!(partition = %self.key, group = self.consumer.group, "joined an earlier home"),
                 Err(status) => debug!(partition = %self.key, group = self.consumer.group, %status,
                     "a partition can't be joined for now"),
             }
@@ -104,20 +111,33 @@ impl Follower {
         }
     }
 
-    /// Without a home: acks wait for the next one, the rest is void with the home that it was meant for.
+    /// Without a home: what is said waits for the next one.
     fn keep(&mut self, say: Say) {
+        self.hear(&say);
         match say {
             Say::Acks(acks) => self.kept.extend(acks.ranges),
-            Say::Credit(window) => self.window = window,
-            Say::Nacks(_) => {}
+            Say::Credit(_) => {}
+            Say::Nacks(nacks) => self.nacked.push_back(nacks),
         }
         while self.kept.len() > KEPT_RANGES {
             self.kept.pop_front();
         }
+        while self.nacked.len() > KEPT_NACKS {
+            self.nacked.pop_front();
+        }
+    }
+
+    /// What is said is known here, too.
+    fn hear(&mut self, say: &Say) {
+        match say {
+            Say::Acks(acks) => self.entered.holding.acked(&acks.ranges),
+            Say::Nacks(nacks) => self.entered.holding.nacked(&nacks.ranges),
+            Say::Credit(window) => self.window = *window,
+        }
     }
 
     /// Joins the present home: here, at the router that rendezvous names, or at the holder that this one names.
-    async fn find(&self) -> Result<Source, Status> {
+    async fn find(&self) -> Result<(Source, Term), Status> {
         let members = self.inside.homes.members();
         let own = self.inside.homes.incarnation();
         self.inside.peers.keep(&members);
@@ -134,7 +154,7 @@ impl Follower {
         }
     }
 
-    async fn at(&self, member: Option<&Member>, router: u64, take: bool) -> Result<Source, Status> {
+    async fn at(&self, member: Option<&Member>, router: u64, take: bool) -> Result<(Source, Term), Status> {
         if router == self.inside.homes.incarnation() || self.inside.homes.get(&self.key).is_some() {
             let home = crate::peer::present_home(&self.inside, &self.key, take).await?;
             let joining = Joining {
@@ -143,14 +163,15 @@ impl Follower {
                 ack_timeout_ms: u64::from(self.consumer.ack_timeout_ms),
             };
             let joined = self.inside.serving.join(&home, &self.consumer.group, joining).await;
-            return joined.map(Source::Here).map_err(|error| status::of_join(&error));
+            let served = joined.map_err(|error| status::of_join(&error))?;
+            return Ok((Source::Here(served), home.term()));
         }
         let member = member.ok_or_else(|| Status::unavailable("the partition's router is gone"))?;
         let limited = timeout(JOIN_LIMIT, self.at_peer(member, take)).await;
         limited.unwrap_or_else(|_| Err(Status::unavailable("the partition's router does not answer")))
     }
 
-    async fn at_peer(&self, member: &Member, take: bool) -> Result<Source, Status> {
+    async fn at_peer(&self, member: &Member, take: bool) -> Result<(Source, Term), Status> {
         let mut client =
             self.inside.peers.client(member).map_err(|error| Status::unavailable(error.to_string()))?;
         let (say, stream) = mpsc::channel(SAYINGS);
@@ -166,8 +187,10 @@ impl Follower {
         let first = ServeRequest { kind: Some(serve_request::Kind::Join(join)) };
         let _ = say.try_send(first);
         let mut batches = client.serve(ReceiverStream::new(stream)).await?.into_inner();
-        match batches.message().await?.and_then(|response| response.kind) {
-            Some(serve_response::Kind::Joined(_)) => Ok(Source::There { say, batches: Box::new(batches) }),
+        match batches.message().await? {
+            Some(ServeResponse { kind: Some(serve_response::Kind::Joined(_)), term }) => {
+                Ok((Source::There { say, batches: Box::new(batches) }, Term(term)))
+            }
             _ => Err(Status::unavailable("the partition's router did not join the group")),
         }
     }
@@ -178,9 +201,14 @@ impl Follower {
             let ranges = std::mem::take(&mut self.kept).into();
             source.say(Say::Acks(Acks { ranges })).await;
         }
+        while let Some(nacks) = self.nacked.pop_front() {
+            source.say(Say::Nacks(nacks)).await;
+        }
         loop {
             tokio::select! {
                 batch = source.next() => match batch {
+                    // Of a home that is one no more.
+                    Ok(batch) if !self.entered.holding.take(&batch) => return,
                     Ok(batch) => {
                         if self.hand_on(&mut source, batch).await.is_err() {
                             return source.finish().await;
@@ -199,6 +227,7 @@ impl Follower {
                     None => return source.finish().await,
                 },
                 () = self.lead.doubted(&self.key) => return,
+                () = self.entered.holding.void() => return,
             }
         }
     }
@@ -220,9 +249,7 @@ impl Follower {
     }
 
     async fn pass(&mut self, source: &mut Source, say: Say) {
-        if let Say::Credit(window) = say {
-            self.window = window;
-        }
+        self.hear(&say);
         source.say(say).await;
     }
 }

@@ -39,9 +39,11 @@ pub struct Book {
 }
 
 impl Book {
-    /// A consumer comes, with nothing in its hands.
+    /// A consumer comes. What is open under its number already is in its hands.
     pub fn join(&mut self, consumer: ConsumerId, credit: u32, ack_timeout: u64) {
-        self.consumers.insert(consumer, Consumer { credit, out: 0, ack_timeout, blocked: false });
+        let own = self.open.values().filter(|open| open.consumer == consumer);
+        let out = own.map(|open| open.left).fold(0, u32::saturating_add);
+        self.consumers.insert(consumer, Consumer { credit, out, ack_timeout, blocked: false });
     }
 
     /// A consumer goes.
@@ -86,9 +88,13 @@ impl Book {
 
     /// Begins a hand-out. Returns its number.
     pub fn open(&mut self, consumer: ConsumerId, entry: EntryId, now: u64) -> u64 {
-        self.numbers += 1;
         let timeout = self.consumers.get(&consumer).map_or(0, |own| own.ack_timeout);
-        let deadline = now.saturating_add(timeout);
+        self.open_until(consumer, entry, now.saturating_add(timeout))
+    }
+
+    /// A hand-out that an earlier home began, to a consumer that may be yet to join. Returns its number.
+    pub fn open_until(&mut self, consumer: ConsumerId, entry: EntryId, deadline: u64) -> u64 {
+        self.numbers += 1;
         self.open.insert(self.numbers, Open { consumer, entry, left: 0, deadline });
         self.deadlines.insert((deadline, self.numbers));
         self.numbers

@@ -5,6 +5,7 @@
 //! * Records of a client are handed out in the order of the log (redeliveries aside), and while some are open, all go to
 //!   the consumer that holds them; unless the group is unordered.
 //! * Every record above done-up-to is waiting, handed out under one number, or done.
+//! * What consumers hold since an earlier home stays with them, as if it had been handed out here.
 //! * Records done since the group began here are those that [`Counts`] count.
 //! * Bounded: at most [`LOOK_AHEAD_RECORDS`] records and [`LOOK_AHEAD_BYTES`] that wait, and [`ABOVE_ENTRIES`],
 //!   [`ABOVE_RECORDS`] and [`ABOVE_BYTES`] of all above done-up-to, plus one entry. What is in consumers' hands is not what
@@ -31,6 +32,7 @@ use super::{
 
 mod hand_out;
 mod report;
+mod reserve;
 mod settle;
 
 /// Records that wait to be handed out.
@@ -118,6 +120,7 @@ pub struct Dispatch {
     early_ranges: usize,
     clients: Clients,
     book: Book,
+    reserved: reserve::Reserved,
     done_up_to: EntryId,
     done_records: u64,
     counts: Counts,
@@ -149,6 +152,7 @@ impl Dispatch {
             early_ranges: 0,
             clients: Clients::default(),
             book: Book::default(),
+            reserved: reserve::Reserved::default(),
             done_up_to: cursor.done_up_to,
             done_records: cursor.done_records,
             counts: cursor.counts,
@@ -180,16 +184,20 @@ impl Dispatch {
 
     /// Whether more entries would be handed out. Ask after [`Self::pump`].
     pub fn wants(&self) -> bool {
+        if self.reserved.unread() {
+            return self.is_below_bounds();
+        }
         (self.held.is_empty() || self.has_room())
             && self.dead.len() < DEAD_WAITING
             && self.book.most_free().is_some()
     }
 
+    fn is_below_bounds(&self) -> bool {
+        self.held.len() < ABOVE_ENTRIES && self.held_records < ABOVE_RECORDS && self.held_bytes < ABOVE_BYTES
+    }
+
     fn has_room(&self) -> bool {
-        if self.held.len() >= ABOVE_ENTRIES
-            || self.held_records >= ABOVE_RECORDS
-            || self.held_bytes >= ABOVE_BYTES
-        {
+        if !self.is_below_bounds() {
             return false;
         }
         if self.held_records < LOOK_AHEAD_RECORDS && self.held_bytes < LOOK_AHEAD_BYTES {
@@ -211,6 +219,7 @@ impl Dispatch {
         let later = self.early.split_off(&up_to);
         let ranges = std::mem::replace(&mut self.early, later);
         self.early_ranges -= ranges.values().map(Vec::len).sum::<usize>();
+        self.reserved.pass(self.read_to, up_to);
         let between = records.saturating_sub(self.read_records);
         if between > 0 {
             let done = gone.values().map(OpenEntry::done).sum::<u64>().min(between);
@@ -258,7 +267,9 @@ impl Dispatch {
 
     /// A consumer comes. `credit` in records, `ack_timeout` in milliseconds.
     pub fn join(&mut self, consumer: ConsumerId, credit: u32, ack_timeout: u64) {
-        self.leave(consumer);
+        if !self.reserved.arrives(consumer) {
+            self.leave(consumer);
+        }
         self.book.join(consumer, credit, ack_timeout);
         if self.book.consumers() == 2 {
             // From here on clients have to be told apart.
@@ -273,6 +284,7 @@ impl Dispatch {
 
     /// A consumer is gone: what it held goes to others.
     pub fn leave(&mut self, consumer: ConsumerId) {
+        self.reserved.leave(consumer);
         for number in self.book.held_by(consumer) {
             self.take_back(number);
         }
@@ -292,7 +304,8 @@ impl Dispatch {
 
     /// When [`Self::pump`] has something to do although nothing came in, milliseconds.
     pub fn deadline(&self) -> Option<u64> {
-        self.book.deadline().into_iter().chain(self.clients.deadline()).min()
+        let absent = self.reserved.deadline();
+        self.book.deadline().into_iter().chain(self.clients.deadline()).chain(absent).min()
     }
 
     fn find(&self, entry: EntryId) -> Option<usize> {
@@ -325,6 +338,7 @@ impl Dispatch {
             }
         }
         self.changed |= held.dirty;
+        self.reserved.apply(held, &mut self.book);
         if let Shape::Pieces(pieces) = &held.shape {
             for (index, piece) in (0u32..).zip(pieces) {
                 match piece.place {

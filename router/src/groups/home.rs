@@ -14,6 +14,7 @@ use penstock_common::{
 use penstock_proto::{
     admin::{ClientStatus, ClientSummary, LinkStatus},
     messaging::{PushReceipt, PushRequest},
+    peer::HeldHere,
 };
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -59,6 +60,14 @@ pub trait PartitionHome: Send + Sync + 'static {
 
     /// Cancelled when this router is no longer the home.
     fn lost(&self) -> &CancellationToken;
+}
+
+/// Who has records in hand that an earlier home of a partition handed out.
+#[async_trait]
+pub trait Holders: Send + Sync + 'static {
+    /// What consumers of the group hold of the partition, at whichever router they are. From then on they take nothing more
+    /// from homes with a term below this one.
+    async fn holdings(&self, key: &PartitionKey, group: &str, term: Term) -> HeldHere;
 }
 
 /// The homes of this router, and who else is there.

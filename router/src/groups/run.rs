@@ -11,7 +11,7 @@ use penstock_common::{
     registry::{Group, GroupMode, GroupOptions},
     store::{CommitError, GroupCursor, StoreError, StoredEntry},
 };
-use penstock_proto::messaging::Batch;
+use penstock_proto::{messaging::Batch, peer::HeldHere};
 use tokio::{
     sync::{Notify, mpsc, oneshot},
     time::{Instant, sleep_until},
@@ -123,17 +123,34 @@ impl Run {
     }
 
     pub(super) async fn run(mut self, failed: Failed) {
+        let (serving, home, group) =
+            (Arc::clone(&self.serving), Arc::clone(&self.home), Arc::clone(&self.group));
+        let held = holdings(&serving, &home, &group).await;
         match self.serving.cursor(&self.home, &self.group.name).await {
             Ok((cursor, trimmed)) => {
                 self.dispatch = Dispatch::new(filters(&self.group), cursor);
                 self.dispatch.set_rules(rules(&self.group));
                 self.dispatch.pass(trimmed.0, trimmed.1.records);
+                self.take_over(&held);
                 self.serve().await;
             }
             Err(error) => {
                 let _ = failed.set(error);
                 self.end(Ended::Stopped).await;
             }
+        }
+    }
+
+    fn take_over(&mut self, held: &HeldHere) {
+        let now = self.now();
+        for holder in &held.holders {
+            for (range, left) in holder.ranges.iter().zip(&holder.left_ms) {
+                let records = (range.index, range.count);
+                self.dispatch.reserve(holder.consumer, entry_of(range), records, u64::from(*left), now);
+            }
+        }
+        for range in &held.acked {
+            self.dispatch.ack(entry_of(range), range.index, range.count);
         }
     }
 
@@ -424,6 +441,14 @@ impl Run {
             let _ = tokio::time::timeout(LAST_COMMIT, self.home.commit(vec![change])).await;
         }
         self.serving.forget(self.home.key(), &self.group.name, self.number, || true);
+    }
+}
+
+/// What consumers hold since an earlier home. A group for one consumer at a time begins again with whoever has it now.
+async fn holdings(serving: &Serving, home: &Arc<dyn PartitionHome>, group: &Group) -> HeldHere {
+    match group.options.mode {
+        GroupMode::Shared => serving.holders.holdings(home.key(), &group.name, home.term()).await,
+        GroupMode::Exclusive | GroupMode::Failover => HeldHere::default(),
     }
 }
 

@@ -19,7 +19,7 @@ use tracing::warn;
 
 use super::{
     dispatch::Standing,
-    home::PartitionHome,
+    home::{Holders, PartitionHome},
     metrics::GroupRecords,
     run::Run,
     served::{Command, Joining, Occupied, Seek, Served},
@@ -35,6 +35,7 @@ pub struct Serving {
     pub(super) store: Arc<dyn Store>,
     pub(super) definitions: watch::Receiver<Arc<Definitions>>,
     pub(super) seams: Seams,
+    pub(super) holders: Arc<dyn Holders>,
     /// Counts of what is done with records.
     pub records: GroupRecords,
     tasks: Mutex<HashMap<(PartitionKey, String), Task>>,
@@ -80,11 +81,13 @@ impl Serving {
         store: Arc<dyn Store>,
         definitions: watch::Receiver<Arc<Definitions>>,
         seams: Seams,
+        holders: Arc<dyn Holders>,
     ) -> Arc<Self> {
         Arc::new(Self {
             store,
             definitions,
             seams,
+            holders,
             records: GroupRecords::default(),
             tasks: Mutex::default(),
         })

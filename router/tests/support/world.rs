@@ -38,6 +38,7 @@ use penstock_router::{
     },
     groups::{home::PartitionHome, metrics::Lags, serve::Serving, survey::Survey},
     hashing::{generate_secret, hash_password},
+    holdings::{Everywhere, Holdings},
     peer::PeerService,
     peers::Peers,
     verify::Verifier,
@@ -155,10 +156,18 @@ impl Cluster {
             pushed: Mutex::default(),
         });
         let definitions = self.registry.definitions();
+        let (holdings, peers) = (Arc::<Holdings>::default(), Peers::new(Some("s3cret")).unwrap());
+        let holders = Everywhere { own: holdings.clone(), peers: peers.clone(), homes: homes.clone() };
         let inside = Inside {
             homes: homes.clone(),
-            serving: Serving::new(Arc::clone(&self.store), definitions.clone(), seams.clone()),
-            peers: Peers::new(Some("s3cret")).unwrap(),
+            serving: Serving::new(
+                Arc::clone(&self.store),
+                definitions.clone(),
+                seams.clone(),
+                Arc::new(holders),
+            ),
+            holdings,
+            peers,
             store: Arc::clone(&self.store),
             registry: Arc::clone(&self.registry),
             seams: seams.clone(),

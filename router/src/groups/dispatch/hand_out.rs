@@ -13,8 +13,16 @@ impl Dispatch {
     /// Hands out what can be handed out: acknowledgements that are overdue come back first.
     pub fn pump(&mut self, now: u64) -> Vec<HandOut> {
         self.clients.tick(now);
+        let settled = self.settle_reserved(now);
+        for absent in self.reserved.overdue(now) {
+            self.leave(absent);
+        }
         while let Some(number) = self.book.overdue(now) {
             self.take_back(number);
+        }
+        if !settled {
+            self.advance();
+            return Vec::new();
         }
         let (mut chunks, mut whole) = (Chunks::default(), Vec::new());
         loop {
@@ -77,9 +85,10 @@ impl Dispatch {
     fn take_up(&mut self, whole: &mut Vec<HandOut>, now: u64) -> bool {
         let Some((consumer, free)) = self.book.most_free() else { return false };
         let at = self.first_untouched();
-        let alone = self.book.consumers() == 1 && self.clients.waiting() == 0;
         let Some(held) = self.held.get(at) else { return false };
         let (count, entry) = (held.done.count(), held.id);
+        let alone =
+            self.book.consumers() == 1 && self.clients.waiting() == 0 && self.reserved.allow_whole(entry);
         if !(alone && held.fresh() && count <= free && held.bytes() <= WHOLE_BYTES) {
             self.split(at);
             return true;

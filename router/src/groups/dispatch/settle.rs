@@ -50,11 +50,12 @@ impl Dispatch {
 
     /// Records come back and wait; nothing of their clients is handed out for `delay` milliseconds.
     pub fn nack(&mut self, entry: EntryId, index: u32, count: u32, delay: u64, now: u64) {
-        let Some(at) = self.find(entry) else { return };
-        if self.held.get(at).is_none_or(|held| matches!(held.shape, Shape::Untouched)) {
+        let Some(at) = self.find(entry) else { return self.reserved.give(entry, index, count) };
+        let untouched = self.held.get(at).is_none_or(|held| matches!(held.shape, Shape::Untouched));
+        if untouched && !self.reserved.has(entry) {
             return;
         }
-        self.split(at);
+        self.split_to(at);
         let end = index.saturating_add(count).min(self.held.get(at).map_or(0, |held| held.done.count()));
         for index in index..end {
             let Some(back) = self.give_back(at, index) else { continue };
@@ -160,6 +161,7 @@ impl Dispatch {
         let number = if let Shape::WholeOut(number) = held.shape { Some(number) } else { None };
         let count = held.done.count();
         self.held_bytes -= held.bytes();
+        self.reserved.take(held.id);
         held.finish();
         held.out = 0;
         self.changed = true;

@@ -19,7 +19,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::*;
-use crate::groups::served::Joining;
+use crate::{groups::served::Joining, holdings::Holdings};
 
 /// A log whose first read has begun, and goes on when it is told to.
 struct Slow {
@@ -93,7 +93,7 @@ async fn what_is_appended_while_a_read_is_under_way_is_read_at_once() {
     let tenant = TenantName::new("demo").unwrap();
     let (_defined, defined) = watch::channel(Arc::new(definitions(&tenant)));
     let store = EmbeddedStore::open(dir.path(), Durability::Memory).unwrap();
-    let serving = Serving::new(store, defined, Seams::real());
+    let serving = Serving::new(store, defined, Seams::real(), Arc::new(Holdings::default()));
     let slow = Arc::new(Slow {
         key: PartitionKey { tenant, partition: 0 },
         log: Mutex::default(),
