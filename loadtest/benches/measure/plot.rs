@@ -41,7 +41,8 @@ pub fn render(results: &Results) -> String {
     let kinds: Vec<Kind> = KINDS
         .iter()
         .copied()
-        .filter(|kind| *kind != Kind::Redis && results.runs.iter().any(|run| run.system == kind.name()))
+        .filter(|kind| *kind != Kind::Redis && !kind.once())
+        .filter(|kind| results.runs.iter().any(|run| run.system == kind.name()))
         .collect();
     let height = HEAD + kinds.len() * LINE + 16;
     let rows = PANELS.len().div_ceil(COLUMNS);
