@@ -15,6 +15,8 @@ mod fixture;
 mod groups;
 #[path = "store_suite/log.rs"]
 mod log;
+#[path = "store_suite/moving.rs"]
+mod moving_only;
 #[path = "store_suite/pushes.rs"]
 mod pushes;
 #[path = "support/redis_cluster.rs"]

@@ -1,7 +1,8 @@
 //! The way to Redis: one server, or the primaries of a cluster. A command goes to whoever has its first key.
 //!
 //! Invariants: a command that may have been executed is never sent again by this module. What a node of a cluster refuses
-//! because the slot is elsewhere was not executed: it is sent again for a bounded time, while `cluster` finds out where.
+//! because the slot is elsewhere was not executed, nor did a script write that met a key which is elsewhere (see `scripts`):
+//! it is sent again for a bounded time, while `cluster` finds out where.
 //! Without a connection every call fails at once; callers are told by `healthy` and back off.
 
 use std::{sync::Arc, time::Duration};
@@ -194,10 +195,13 @@ impl Server {
                     loaded = Some(live.number);
                     continue;
                 }
-                (Err(Failure::Refused { code, text }), _) if is_redirect(&code) => (code, text),
+                (Err(Failure::Refused { code, text }), _) => match redirect(&code, &text) {
+                    Some(reason) => (reason, text),
+                    None => return Err(Failure::Refused { code, text }),
+                },
                 (Err(other), _) => return Err(other),
             };
-            self.moved(&code);
+            self.moved(code);
             if Instant::now() >= end {
                 return Err(Failure::Away(text));
             }
@@ -228,9 +232,17 @@ impl Call<'_> {
     }
 }
 
-/// Whether an answer means: not executed, for the slot is elsewhere or has no place now.
-pub(super) fn is_redirect(code: &str) -> bool {
-    matches!(code, "MOVED" | "ASK" | "TRYAGAIN" | "CLUSTERDOWN")
+/// Whether an answer means: without effect, for the slot, or a key of it, is elsewhere or has no place now; and which kind.
+pub(super) fn redirect(code: &str, text: &str) -> Option<&'static str> {
+    match code {
+        "MOVED" => Some("MOVED"),
+        "ASK" => Some("ASK"),
+        "TRYAGAIN" => Some("TRYAGAIN"),
+        "CLUSTERDOWN" => Some("CLUSTERDOWN"),
+        // From within a script of ours, before its first write: see `scripts`.
+        _ if text.contains("attempted to access a non local key") => Some("TRYAGAIN"),
+        _ => None,
+    }
 }
 
 pub(super) fn not_connected() -> Failure {

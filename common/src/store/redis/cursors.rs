@@ -132,14 +132,18 @@ pub(super) async fn commit(
 ) -> Result<(), CommitError> {
     let keys = Keys::new(partition);
     let mut script = COMMIT_SCRIPT.key(keys.term());
-    script.key(keys.fan()).key(keys.groups()).key(keys.cursor_prefix()).key(keys.dead_prefix());
     script.arg(term.0).arg(DEAD_LETTERS).arg(DEAD_BYTES);
     for change in changes {
         match change {
             CursorChange::Fan(up) => {
-                script.arg("fan").arg(up.map_or(String::new(), |id| id.to_string()));
+                script.key(keys.fan()).arg("fan").arg(up.map_or(String::new(), |id| id.to_string()));
             }
             CursorChange::Group { group, done_up_to, done_records, counts, open, dead } => {
+                // No more keys than it needs: one that isn't there makes it wait while its slot is moved.
+                script.key(keys.groups()).key(keys.cursor(group));
+                if !dead.is_empty() {
+                    script.key(keys.dead(group));
+                }
                 let Counts { began, filtered, acked, dead: buried, dropped } = counts;
                 script.arg("group").arg(encode(group)).arg(done_up_to.to_string()).arg(*done_records);
                 script.arg(format!("{began} {filtered} {acked} {buried} {dropped}"));
@@ -168,14 +172,15 @@ pub(super) async fn trim(
 ) -> Result<Trimmed, CommitError> {
     let keys = Keys::new(partition);
     let mut script = TRIM_SCRIPT.key(keys.term());
-    script.key(keys.log()).key(keys.trimmed()).key(keys.fan()).key(keys.groups()).key(keys.cursor_prefix());
+    script.key(keys.log()).key(keys.trimmed()).key(keys.fan()).key(keys.groups());
     // Lua's numbers are exact up to 2^53, and no log is as large.
     script
         .arg(term.0)
         .arg(keep.entries)
         .arg(keep.groups)
         .arg(keep.bytes.min(1 << 53))
-        .arg(keep.received_since);
+        .arg(keep.received_since)
+        .arg(keys.cursor_prefix());
     for (group, policy) in &keep.yielding {
         let policy = match policy {
             BacklogPolicy::Block => continue,

@@ -75,14 +75,16 @@ set_anew(KEYS[4], place(KEYS[1], last_trimmed(KEYS[2]), ARGV[2], ARGV[3]))
 return 1
 ";
 
+/// Removes what is open and keeps what is known of dead letters. The hash stays all the time: `up` is in it.
 const SEEK: &str = r"
 if not fence(KEYS[1], ARGV[1]) then return redis.error_reply('FENCED the term was taken') end
 if redis.call('SISMEMBER', KEYS[4], ARGV[2]) == 0 then return 0 end
 local start = place(KEYS[2], last_trimmed(KEYS[3]), ARGV[3], ARGV[4])
-local dead = redis.call('HMGET', KEYS[5], 'w', 'y', 'z')
-redis.call('DEL', KEYS[5])
+redis.call('HDEL', KEYS[5], 'x')
+for _, name in ipairs(redis.call('HKEYS', KEYS[5])) do
+  if string.find(name, '-', 1, true) then redis.call('HDEL', KEYS[5], name) end
+end
 set_anew(KEYS[5], start)
-redis.call('HSET', KEYS[5], 'w', dead[1] or '0', 'y', dead[2] or '0', 'z', dead[3] or '0')
 return 1
 ";
 
@@ -93,7 +95,8 @@ return 1
 ";
 
 /// Arguments after the term and the limits of dead letters: `fan <id or empty>` or `group <name> <up> <n> <counts> <open>
-/// <dead> (<id> <bytes>)… (<entry> <index> <times> <record>)…`, repeated.
+/// <dead> (<id> <bytes>)… (<entry> <index> <times> <record>)…`, repeated. Keys after the term in the same order: the fan-out
+/// cursor; or groups, cursor and, when there are dead letters, their stream. The fan-out cursor is written last: it may go.
 const COMMIT: &str = r"
 if not fence(KEYS[1], ARGV[1]) then return redis.error_reply('FENCED the term was taken') end
 local function is_done(cursor, up, id, index)
@@ -114,12 +117,12 @@ local function bury(cursor, stream, at)
     redis.call('HINCRBY', cursor, 'y', 1)
   end
 end
-local function move(i, group, open, dead)
-  local cursor, up = KEYS[4] .. group, parse(ARGV[i + 2])
+local function move(i, cursor, stream, open, dead)
+  local up = parse(ARGV[i + 2])
   local stored = redis.call('HGET', cursor, 'up') or '0-0'
   for j = i + 7 + 2 * open, i + 3 + 2 * open + 4 * dead, 4 do
     if not is_done(cursor, parse(stored), ARGV[j], tonumber(ARGV[j + 1])) then
-      bury(cursor, KEYS[5] .. group, j)
+      bury(cursor, stream, j)
     end
   end
   redis.call('HSET', cursor, 'up', ARGV[i + 2], 'n', ARGV[i + 3], 'k', ARGV[i + 4])
@@ -133,23 +136,26 @@ local function move(i, group, open, dead)
     if below(up, parse(ARGV[j])) then redis.call('HSET', cursor, ARGV[j], ARGV[j + 1]) end
   end
 end
-local i = 4
+local i, k, fan, fan_up = 4, 2, nil, nil
 while i <= #ARGV do
   if ARGV[i] == 'fan' then
-    if ARGV[i + 1] == '' then redis.call('DEL', KEYS[2]) else redis.call('HSET', KEYS[2], 'up', ARGV[i + 1]) end
-    i = i + 2
+    fan, fan_up = KEYS[k], ARGV[i + 1]
+    i, k = i + 2, k + 1
   else
-    local group, open, dead = ARGV[i + 1], tonumber(ARGV[i + 5]), tonumber(ARGV[i + 6])
-    if redis.call('SISMEMBER', KEYS[3], group) == 1 then move(i, group, open, dead) end
-    i = i + 7 + 2 * open + 4 * dead
+    local open, dead = tonumber(ARGV[i + 5]), tonumber(ARGV[i + 6])
+    if redis.call('SISMEMBER', KEYS[k], ARGV[i + 1]) == 1 then move(i, KEYS[k + 1], KEYS[k + 2], open, dead) end
+    i, k = i + 7 + 2 * open + 4 * dead, k + (dead > 0 and 3 or 2)
   end
+end
+if fan then
+  if fan_up == '' then redis.call('DEL', fan) else redis.call('HSET', fan, 'up', fan_up) end
 end
 return 1
 ";
 
 /// Three bounds move on: what all groups are done with; what must go for the log to keep within its bytes, up to the lowest
 /// cursor of a group that blocks; what is too old. The highest of them counts, as far as the newest entries and the fan-out
-/// allow.
+/// allow. Cursors are known inside only: all are read before anything is written.
 const TRIM: &str = r"
 local log = KEYS[2]
 if not fence(KEYS[1], ARGV[1]) then return redis.error_reply('FENCED the term was taken') end
@@ -157,7 +163,7 @@ local trimmed = last_trimmed(KEYS[3])
 local groups = redis.call('SMEMBERS', KEYS[5])
 if #groups < tonumber(ARGV[3]) then return { trimmed.r, trimmed.o, trimmed.o, '0', '0' } end
 local limit, since, yielding = tonumber(ARGV[4]), tonumber(ARGV[5]), {}
-for i = 6, #ARGV, 2 do yielding[ARGV[i]] = ARGV[i + 1] end
+for i = 7, #ARGV, 2 do yielding[ARGV[i]] = ARGV[i + 1] end
 local function lower(a, b)
   if not a or (b and below(b, a)) then return b end
   return a
@@ -176,13 +182,13 @@ if first and tonumber(field(first, 't')) < since then
   aged = last_such(log, function(entry) return tonumber(field(entry, 't')) < since end)
 end
 full, aged = full and parse(full[1]), aged and parse(aged[1])
-local done, records, floor = nil, nil, nil
+local done, records, floor, detaching = nil, nil, nil, {}
 for _, group in ipairs(groups) do
-  local cursor, policy = KEYS[6] .. group, yielding[group]
+  local cursor, policy = ARGV[6] .. group, yielding[group]
   local c = redis.call('HMGET', cursor, 'up', 'n', 'x')
   local up, detached = parse(c[1] or '0-0'), policy == 'detach' and c[3] == '1'
   if full and policy == 'detach' and not detached and below(up, full) then
-    redis.call('HSET', cursor, 'x', '1')
+    detaching[#detaching + 1] = cursor
     detached = true
   end
   if not detached and (not done or below(up, done)) then done, records = up, tonumber(c[2] or '0') end
@@ -190,6 +196,7 @@ for _, group in ipairs(groups) do
 end
 local fan = redis.call('HGET', KEYS[4], 'up')
 fan = fan and parse(fan)
+for _, cursor in ipairs(detaching) do redis.call('HSET', cursor, 'x', '1') end
 local bound, lost, old = done, 0, '0'
 if full then bound = higher(bound, lower(full, floor)) end
 if aged and (not bound or below(bound, aged)) then bound, old = aged, '1' end
@@ -245,10 +252,10 @@ pub(super) static CREATE_CURSOR_SCRIPT: LazyLock<Script> = LazyLock::new(|| sear
 pub(super) static SEEK_SCRIPT: LazyLock<Script> = LazyLock::new(|| searching(SEEK));
 /// Keys groups, cursor, dead letters; argument group.
 pub(super) static DELETE_CURSOR_SCRIPT: LazyLock<Script> = LazyLock::new(|| script(DELETE_CURSOR));
-/// Keys term, fan, groups, prefixes of cursors and of dead letters; arguments term, most dead letters and bytes, changes.
+/// Keys term and those of the changes; arguments term, most dead letters and bytes, changes.
 pub(super) static COMMIT_SCRIPT: LazyLock<Script> = LazyLock::new(|| script(COMMIT));
-/// Keys term, log, trimmed, fan, groups, prefix of cursors; arguments term, entries to keep, groups that are defined, bytes,
-/// milliseconds, and each group that does not block with `drop` or `detach`.
+/// Keys term, log, trimmed, fan, groups; arguments term, entries to keep, groups that are defined, bytes, milliseconds, prefix
+/// of cursors, and each group that does not block with `drop` or `detach`.
 pub(super) static TRIM_SCRIPT: LazyLock<Script> = LazyLock::new(|| searching(TRIM));
 /// Keys cursor, dead letters; arguments ids.
 pub(super) static DELETE_DEAD_SCRIPT: LazyLock<Script> = LazyLock::new(|| script(DELETE_DEAD));

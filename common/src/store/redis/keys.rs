@@ -89,11 +89,6 @@ impl Keys {
     pub(super) fn dead(&self, group: &str) -> String {
         [&self.slot, "dead:", &encode(group)].concat()
     }
-
-    /// What comes before an encoded group in the key of its dead letters.
-    pub(super) fn dead_prefix(&self) -> String {
-        self.key("dead:")
-    }
 }
 
 /// Key of a user.

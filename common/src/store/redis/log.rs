@@ -6,7 +6,7 @@ use redis::{Cmd, Value};
 
 use super::{
     answers,
-    connection::{Failure, Server, Way, is_redirect},
+    connection::{Failure, Server, Way, redirect},
     keys::Keys,
     live::Live,
     scripts::TAKE_SCRIPT,
@@ -116,11 +116,13 @@ pub(super) fn not_appended(server: &Server, code: &str, text: String) -> AppendE
             AppendError::Retake
         }
         "READONLY" | "MASTERDOWN" | "LOADING" => AppendError::Retake,
-        _ if is_redirect(code) => {
-            server.moved(code);
-            AppendError::Refused(text)
-        }
-        _ => Failure::Refused { code: code.into(), text }.into(),
+        _ => match redirect(code, &text) {
+            Some(reason) => {
+                server.moved(reason);
+                AppendError::Refused(text)
+            }
+            None => Failure::Refused { code: code.into(), text }.into(),
+        },
     }
 }
 

@@ -12,16 +12,15 @@ use redis::Script;
 use super::scripts::script;
 
 const KEYS: &str = r"
--- What is remembered of a key, and the hash for new ones.
-local function recall(prefix, name)
+-- The hash for new keys, and the one before. Their names are the server's time: callers can't declare them.
+local function stretches(prefix)
   local stretch = math.floor(now_ms() / 600000)
-  local present = prefix .. number(stretch)
-  local known = redis.call('HGET', present, name) or redis.call('HGET', prefix .. number(stretch - 1), name)
-  return known, present
+  return prefix .. number(stretch), prefix .. number(stretch - 1)
 end
--- nil: it is new, and there is room for it.
+-- nil: it is new, there is room for it, and both hashes were touched.
 local function look_up(prefix, name, print, most)
-  local known, present = recall(prefix, name)
+  local present, before = stretches(prefix)
+  local known = redis.call('HGET', present, name) or redis.call('HGET', before, name)
   if not known then
     if redis.call('HLEN', present) >= tonumber(most) then return { 'keys', '' }, present end
     return nil, present
@@ -116,10 +115,16 @@ if redis.call('XLEN', mailbox) == 0 then redis.call('DEL', mailbox) end
 return { more, expired, out }
 ";
 
+/// Keys of the clients are known inside only: all are touched before anything is written.
 const EXPIRE: &str = r"
 if not fence(KEYS[1], ARGV[1]) then return redis.error_reply('FENCED the term was taken') end
+local over = redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', number(now_ms()), 'LIMIT', 0, 128)
+for _, client in ipairs(over) do
+  redis.call('EXISTS', ARGV[2] .. client)
+  redis.call('EXISTS', ARGV[3] .. client)
+end
 local gone, expired = {}, 0
-for _, client in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', number(now_ms()), 'LIMIT', 0, 128)) do
+for _, client in ipairs(over) do
   local session, mailbox = ARGV[2] .. client, ARGV[3] .. client
   if redis.call('HEXISTS', session, 'i') == 0 then
     expired = expired + redis.call('XLEN', mailbox)
@@ -140,14 +145,18 @@ remember(present, ARGV[3], ARGV[4], '')
 return { 'stored', '' }
 ";
 
+/// What the present hash says counts, so an outcome is written there and the one before stays as it is. A key without an
+/// outcome is in one of the two, where it was begun. PEXPIRE comes first for a server that is out of memory: it refuses what
+/// takes memory as the first write of a script only.
 const END: &str = r"
 if not fence(KEYS[1], ARGV[1]) then return redis.error_reply('FENCED the term was taken') end
-local known, present = recall(ARGV[2], ARGV[3])
-local stretch = math.floor(now_ms() / 600000)
-for _, hash in ipairs({ present, ARGV[2] .. number(stretch - 1) }) do
-  redis.call('HDEL', hash, ARGV[3])
+local present, before = stretches(ARGV[2])
+if ARGV[5] == '1' then
+  redis.call('PEXPIRE', present, 1200000)
+  remember(present, ARGV[3], ARGV[4], ARGV[6])
+elseif redis.call('HDEL', present, ARGV[3]) == 0 then
+  redis.call('HDEL', before, ARGV[3])
 end
-if ARGV[5] == '1' then remember(present, ARGV[3], ARGV[4], ARGV[6]) end
 return 0
 ";
 

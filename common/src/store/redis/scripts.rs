@@ -2,6 +2,13 @@
 //! totals stay below 2^53, so Lua's numbers hold them; holders are any 64 bits and stay text.
 //!
 //! Every write under a term begins with `fence`: a lower term writes nothing.
+//!
+//! While a slot of a cluster is moved, its old node answers to a key that it doesn't have, be it moved or never there, with
+//! ASK or TRYAGAIN when the script declares the key, and inside the script with an error ("non local key"), which ends the
+//! script where it is: what was written stays. So every script touches each key that it doesn't declare before its first
+//! write, and none that it may have removed itself, be it by taking the last field of a hash, after that. Then that error
+//! means: nothing was done, and `connection` may send the script again. A key that is declared and not needed only makes
+//! the script wait for the end of the move.
 
 use std::sync::LazyLock;
 

@@ -39,10 +39,9 @@ local incarnation = found[1]
 if not incarnation then return '' end
 redis.call('HDEL', KEYS[2], 'i', 'e', 'w', 's', 'u')
 redis.call('HSET', KEYS[2], 'b', number(keep_pushes(KEYS[3])))
-if redis.call('XLEN', KEYS[3]) == 0 then redis.call('DEL', KEYS[3]) end
 local lives = life(ARGV[2], found[2])
 redis.call('PEXPIRE', KEYS[2], lives)
-redis.call('PEXPIRE', KEYS[3], lives)
+if redis.call('XLEN', KEYS[3]) == 0 then redis.call('DEL', KEYS[3]) else redis.call('PEXPIRE', KEYS[3], lives) end
 return incarnation
 ";
 
@@ -157,10 +156,9 @@ while not ended do
   end
 end
 redis.call('HSET', session, 's', table.concat(kept, ' '), 'u', number(up_to), 'b', number(bytes))
-if redis.call('XLEN', mailbox) == 0 then redis.call('DEL', mailbox) end
 local lives = life(ARGV[3], found[6])
 redis.call('PEXPIRE', session, lives)
-redis.call('PEXPIRE', mailbox, lives)
+if redis.call('XLEN', mailbox) == 0 then redis.call('DEL', mailbox) else redis.call('PEXPIRE', mailbox, lives) end
 return { more, expired, out }
 ";
 

@@ -60,8 +60,13 @@ if #frames > 0 then
   id = redis.call('XADD', log, 'NOMKSTREAM', ARGV[1] .. '-*', 'b', b, 's', '', 'n', number(#frames), 't', ARGV[3], 'r', r, 'o', o)
   if not id then return redis.error_reply('FENCED the log is gone') end
 end
+-- What stays first, and nothing after the last one that goes: see `scripts` about slots on the move.
 for client, _ in pairs(changed) do
-  if known[client] then redis.call('HSET', wills, client, known[client]) else redis.call('HDEL', wills, client) end
+  if known[client] then redis.call('HSET', wills, client, known[client]) end
+end
+local left = redis.call('HLEN', wills)
+for client, _ in pairs(changed) do
+  if not known[client] and left > 0 then left = left - redis.call('HDEL', wills, client) end
 end
 return { id, r, o, fired }
 ";
