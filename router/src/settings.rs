@@ -97,7 +97,7 @@ pub fn web(reader: &mut Reader) -> WebConfig {
         reader.fault(HTTP_ACK_TIMEOUT.flag, "is from 100ms to 1day");
     }
     let sockets = usize::try_from(reader.value::<u32>(HTTP_SOCKETS.flag)).unwrap_or(usize::MAX);
-    WebConfig { generation, ack_timeout, sockets }
+    WebConfig { generation, ack_timeout, sockets, ..WebConfig::default() }
 }
 
 const ACK_TIMEOUT_LEAST: Duration = Duration::from_millis(100);

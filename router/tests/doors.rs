@@ -35,6 +35,8 @@ mod modes;
 mod moves;
 #[path = "doors/web.rs"]
 mod web;
+#[path = "doors/web_clients.rs"]
+mod web_clients;
 #[path = "support/world.rs"]
 mod world;
 

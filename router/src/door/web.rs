@@ -65,14 +65,20 @@ pub struct WebConfig {
     pub generation: avro::Generation,
     /// After this time without an ack a record is sent again.
     pub ack_timeout: Duration,
+    /// A consumer waits so long for the one before it to be gone, before it is refused.
+    pub patience: Duration,
     /// WebSockets that a tenant may have at this router.
     pub sockets: usize,
 }
 
 impl Default for WebConfig {
     fn default() -> Self {
-        let (generation, ack_timeout) = (avro::Generation::default(), Duration::from_secs(60));
-        Self { generation, ack_timeout, sockets: 1_000 }
+        Self {
+            generation: avro::Generation::default(),
+            ack_timeout: Duration::from_secs(60),
+            patience: Duration::from_secs(2),
+            sockets: 1_000,
+        }
     }
 }
 
@@ -113,17 +119,22 @@ impl Door {
         self.open.wait().await;
     }
 
-    /// Its paths.
+    /// Its paths, each also with a `/` at its end, and with two at its beginning: clients put a base address, with or without
+    /// a `/`, before them.
     pub fn routes(self: &Arc<Self>) -> Router {
-        Router::new()
-            .route("/notification2/token", post(create_token).get(verify_token))
-            .route("/notification2/unsubscribe", post(unsubscribe))
-            .route("/notification2/consumer", get(consumer))
-            .route("/notification2/consumer/", get(consumer))
-            .route("/notification2/producer", get(producer))
-            .route("/notification2/producer/", get(producer))
-            .fallback(no_path)
-            .with_state(Arc::clone(self))
+        let paths = [
+            ("token", post(create_token).get(verify_token)),
+            ("unsubscribe", post(unsubscribe)),
+            ("consumer", get(consumer)),
+            ("producer", get(producer)),
+        ];
+        let mut routes = Router::new();
+        for (name, methods) in paths {
+            for (start, end) in [("/", ""), ("/", "/"), ("//", ""), ("//", "/")] {
+                routes = routes.route(&format!("{start}notification2/{name}{end}"), methods.clone());
+            }
+        }
+        routes.fallback(no_path).method_not_allowed_fallback(wrong_method).with_state(Arc::clone(self))
     }
 
     async fn grant(&self, uri: &Uri) -> Result<Grant, Refusal> {
@@ -132,14 +143,14 @@ impl Door {
         token::verify(&self.keys, registry, now, &token).await.ok_or_else(Refusal::bad_token)
     }
 
-    /// What a WebSocket needs before it is opened: a request that is one, a token, a place.
+    /// What a WebSocket needs before it is opened: a token, a request that is one, a place.
     async fn open(&self, request: Request) -> Result<(Upgrade, Grant, Seat), Refusal> {
         let uri = request.uri().clone();
+        let grant = self.grant(&uri).await?;
         let upgrade = Upgrade::of(request)?;
         if self.draining.is_cancelled() {
             return Err(Refusal::unavailable("the router drains: try another"));
         }
-        let grant = self.grant(&uri).await?;
         let name = parameter(&uri, "consumer").unwrap_or_default();
         if name.len() > CONSUMER_MAX {
             return Err(Refusal::bad_request(format!("consumer: longer than {CONSUMER_MAX} bytes")));
@@ -171,6 +182,10 @@ fn json(body: String) -> Response {
 
 async fn no_path(State(door): State<Arc<Door>>) -> Response {
     door.answer(Err(Refusal::no_path()))
+}
+
+async fn wrong_method(State(door): State<Arc<Door>>) -> Response {
+    door.answer(Err(Refusal::wrong_method()))
 }
 
 async fn create_token(

@@ -67,6 +67,7 @@ pub struct TestRouter {
     pub inside: Inside,
     pub door: String,
     pub web: SocketAddr,
+    pub auth: Auth,
     pub drain: CancellationToken,
 }
 
@@ -181,16 +182,17 @@ impl Cluster {
         tokio::spawn(Server::builder().add_service(peers).serve_with_incoming(TcpListenerStream::new(link)));
         let messaging = MessagingService::server(inside.clone(), auth.clone());
         let (drain, web_address) = (CancellationToken::new(), web.local_addr().unwrap());
-        let config = WebConfig { ack_timeout: Duration::from_secs(2), sockets: 4, ..WebConfig::default() };
+        let (ack_timeout, patience) = (Duration::from_secs(2), Duration::from_millis(200));
+        let config = WebConfig { ack_timeout, patience, sockets: 4, ..WebConfig::default() };
         let web_door = web::Door::new(inside.clone(), auth.clone(), config, drain.clone());
         tokio::spawn(web::serve::serve(web_door.routes(), web, drain.clone()));
-        let admin = AdminService::server(inside.clone(), auth, verifier);
+        let admin = AdminService::server(inside.clone(), auth.clone(), verifier);
         let doors = Server::builder().add_service(messaging).add_service(admin);
         tokio::spawn(doors.serve_with_incoming(TcpListenerStream::new(door)));
         let kind = MemberKind::Router { link: link_address.to_string(), grpc: door_address.to_string() };
         let member = Member { incarnation, node_id: format!("router-{incarnation}"), kind };
         let door = format!("http://{door_address}");
-        (TestRouter { homes, inside, door, web: web_address, drain }, member)
+        (TestRouter { homes, inside, door, web: web_address, auth, drain }, member)
     }
 
     pub async fn admin(&self, router: usize) -> AdminClient<Channel> {

@@ -19,7 +19,7 @@ use penstock_proto::{
 use prost::Message as _;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
-    time::{Instant, timeout},
+    time::{Instant, sleep, timeout},
 };
 use tracing::{error, warn};
 
@@ -43,8 +43,10 @@ pub const CREDIT: u32 = 256;
 const JOIN: Duration = Duration::from_secs(10);
 /// Deletions of a group by others while it is joined.
 const JOIN_TRIES: usize = 3;
-/// Acks that are passed on together.
-const ACKS: usize = 512;
+/// Between two looks whether the consumer before is gone.
+const LOOK: Duration = Duration::from_millis(100);
+/// Texts of a client that are heard together.
+const TEXTS: usize = 512;
 
 /// Why a consumer's socket ends.
 enum Over {
@@ -54,8 +56,6 @@ enum Over {
     Unsubscribed,
     /// It wanted to, and that failed.
     Kept,
-    /// The client says nonsense.
-    Nonsense,
     /// Somebody has deleted the group.
     Deleted,
     /// Another consumer has the group, after its home was away.
@@ -72,7 +72,6 @@ impl Over {
             Self::Client(end) => end.close(),
             Self::Unsubscribed => Some((1000, "unsubscribed")),
             Self::Kept => Some((1013, "the subscription can't be deleted now: try again")),
-            Self::Nonsense => Some((1007, "say an ackId that was given, or unsubscribe_subscriber")),
             Self::Deleted => Some((1008, "the subscription was deleted")),
             Self::Occupied => Some((1008, "another consumer has the subscription")),
             Self::Draining => Some((1001, "the router drains: connect again")),
@@ -94,6 +93,8 @@ pub struct Consuming {
     waiting: VecDeque<Batch>,
     /// Of the batch that is being sent.
     out: VecDeque<Outgoing>,
+    /// The client has said what is no ackId.
+    puzzling: bool,
 }
 
 struct Outgoing {
@@ -103,24 +104,31 @@ struct Outgoing {
 }
 
 impl Consuming {
-    /// Joins the group of a token on all partitions; makes the group if it is not there.
+    /// Joins the group of a token on all partitions; makes the group if it is not there. A client that closes and connects
+    /// again at once waits here until its first connection is gone.
     pub async fn join(door: &Arc<Door>, grant: Grant) -> Result<Self, Refusal> {
-        for _ in 0..JOIN_TRIES {
-            let mut own = Self::begin(door, &grant).await?;
+        let ack_timeout_ms = u32::try_from(door.config.ack_timeout.as_millis()).unwrap_or(u32::MAX);
+        let until = Instant::now() + door.config.patience;
+        let mut deleted = 0;
+        let mut group = subscription::ensure(&door.inside, &grant, ack_timeout_ms, until).await?;
+        while deleted < JOIN_TRIES {
+            let mut own = Self::begin(door, &grant, &group)?;
             match timeout(JOIN, own.joined()).await {
                 Ok(Ok(true)) => return Ok(own),
                 // Deleted meanwhile: it is made anew.
-                Ok(Ok(false)) => {}
-                Ok(Err(refusal)) => return Err(refusal),
+                Ok(Ok(false)) => {
+                    deleted += 1;
+                    group = subscription::ensure(&door.inside, &grant, ack_timeout_ms, until).await?;
+                }
+                Ok(Err(_)) if Instant::now() < until => sleep(LOOK).await,
+                Ok(Err(occupied)) => return Err(occupied),
                 Err(_) => break,
             }
         }
         Err(Refusal::unavailable("not all partitions answer: try again"))
     }
 
-    async fn begin(door: &Arc<Door>, grant: &Grant) -> Result<Self, Refusal> {
-        let ack_timeout_ms = u32::try_from(door.config.ack_timeout.as_millis()).unwrap_or(u32::MAX);
-        let group = subscription::ensure(&door.inside, grant, ack_timeout_ms).await?;
+    fn begin(door: &Arc<Door>, grant: &Grant, group: &Arc<Group>) -> Result<Self, Refusal> {
         let consumer = Consumer {
             tenant: grant.tenant.clone(),
             partitions: door.inside.tenant(&grant.tenant)?.tenant.partitions,
@@ -134,15 +142,16 @@ impl Consuming {
             partitions: Partitions::join(&door.inside, &consumer),
             door: Arc::clone(door),
             grant: grant.clone(),
-            group,
+            group: Arc::clone(group),
             missing: (0..consumer.partitions).collect(),
             hands: Hands::new(CREDIT, consumer.ack_timeout_ms),
             waiting: VecDeque::new(),
             out: VecDeque::new(),
+            puzzling: false,
         })
     }
 
-    /// Waits until all partitions are joined; false: the group was deleted meanwhile.
+    /// Waits until all partitions are joined; false: the group was deleted meanwhile. Refused is what is occupied.
     async fn joined(&mut self) -> Result<bool, Refusal> {
         let mut definitions = self.door.inside.registry.definitions();
         // What has changed before is looked at too.
@@ -278,17 +287,27 @@ impl Consuming {
         text: &str,
         socket: &mut Socket<S>,
     ) -> Result<(), Over> {
-        let mut acks = Vec::new();
-        let mut over = hear(text, &mut acks).err();
-        while over.is_none() && acks.len() < ACKS {
+        let mut said = Said::default();
+        let mut over = said.hear(text).err();
+        while over.is_none() && said.texts < TEXTS {
             over = match socket.step(true, false).now_or_never() {
-                Some(Step::Text(text)) => hear(&text, &mut acks).err(),
+                Some(Step::Text(text)) => said.hear(&text).err(),
                 Some(Step::End(end)) => Some(Over::Client(end)),
                 Some(Step::Room) | None => break,
             };
         }
-        self.ack(acks).await;
+        self.puzzle(said.unknown);
+        self.ack(said.acks).await;
         over.map_or(Ok(()), Err)
+    }
+
+    /// A client whose texts are no ackIds gets its records again and again: its operator has to find out why.
+    fn puzzle(&mut self, unknown: u64) {
+        self.door.metrics.unknown.inc_by(unknown);
+        if unknown > 0 && !std::mem::replace(&mut self.puzzling, true) {
+            warn!(tenant = %self.grant.tenant, group = self.group.name,
+                "a consumer says texts that are no ackIds: they acknowledge nothing");
+        }
     }
 
     async fn ack(&mut self, ranges: Vec<Range>) {
@@ -302,17 +321,35 @@ impl Consuming {
     }
 }
 
-/// One text of a client.
-fn hear(text: &str, acks: &mut Vec<Range>) -> Result<(), Over> {
-    if text.trim() == frame::UNSUBSCRIBE {
-        return Err(Over::Unsubscribed);
+/// What a client has said.
+#[derive(Default)]
+struct Said {
+    acks: Vec<Range>,
+    unknown: u64,
+    texts: usize,
+}
+
+impl Said {
+    /// One text. Blank ones mean nothing; some clients keep a connection alive with them.
+    fn hear(&mut self, text: &str) -> Result<(), Over> {
+        self.texts += 1;
+        match text.trim() {
+            "" => {}
+            frame::UNSUBSCRIBE => return Err(Over::Unsubscribed),
+            text => match text.parse::<AckId>() {
+                Ok(id) => self.ack(&id),
+                Err(_) => self.unknown += 1,
+            },
+        }
+        Ok(())
     }
-    let id: AckId = text.parse().map_err(|_| Over::Nonsense)?;
-    match acks.last_mut().filter(|last| follows(last, &id)) {
-        Some(last) => last.count += 1,
-        None => acks.push(id.range()),
+
+    fn ack(&mut self, id: &AckId) {
+        match self.acks.last_mut().filter(|last| follows(last, id)) {
+            Some(last) => last.count += 1,
+            None => self.acks.push(id.range()),
+        }
     }
-    Ok(())
 }
 
 fn follows(last: &Range, id: &AckId) -> bool {

@@ -86,8 +86,14 @@ pub fn from_producer(frame: &str) -> Result<(&str, Result<Bytes, Nonsense>), Non
     if !(1..=SEQUENCE_MAX).contains(&sequence.len()) || sequence.chars().any(char::is_control) {
         return Err(Nonsense("the sequence number is 1 to 64 printable bytes"));
     }
-    let decoded = BASE64.decode(encoded.trim_end()).map(Bytes::from);
+    let decoded = BASE64.decode(encoded.trim_end()).or_else(|_| BASE64.decode(in_one_line(encoded)));
+    let decoded = decoded.map(Bytes::from);
     Ok((sequence, decoded.map_err(|_| Nonsense("what follows the sequence number is not base64"))))
+}
+
+/// Encoders made for mail break lines after 76 characters.
+fn in_one_line(encoded: &str) -> Vec<u8> {
+    encoded.bytes().filter(|byte| !byte.is_ascii_whitespace()).collect()
 }
 
 #[cfg(test)]
@@ -124,10 +130,12 @@ mod tests {
         for wrong in ["AAAA", "\nAAAA", "a\u{7}\nAAAA", &format!("{}\nAAAA", "1".repeat(65))] {
             assert!(from_producer(wrong).is_err(), "{wrong:?}");
         }
-        for wrong in ["1\nAA*A", "1\nAA\nAA", "1\nA"] {
+        for wrong in ["1\nAA*A", "1\nAA\n*A", "1\nA"] {
             assert!(matches!(from_producer(wrong), Ok(("1", Err(_)))), "{wrong:?}");
         }
         assert!(matches!(from_producer("1\nAAAA\r\n"), Ok(("1", Ok(_)))));
+        let broken = "7\nMjEu\r\nNQ==\r\n";
+        assert_eq!(from_producer(broken), Ok(("7", Ok(Bytes::from_static(b"21.5")))));
     }
 
     proptest! {

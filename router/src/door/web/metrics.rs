@@ -23,6 +23,8 @@ pub struct WebMetrics {
     pub consumed: Counter,
     /// Records acknowledged by consumers.
     pub acked: Counter,
+    /// Texts of consumers that are no ackId.
+    pub unknown: Counter,
     /// Messages taken from producers.
     pub produced: Counter,
     /// Messages of producers that were not taken.
@@ -39,6 +41,7 @@ impl Default for WebMetrics {
             producers: sockets.get_or_create_owned(&[("kind", "producer")]),
             consumed: of("consumed"),
             acked: of("acked"),
+            unknown: of("unknown"),
             produced: of("produced"),
             refused_messages: of("refused"),
             sockets,

@@ -55,6 +55,12 @@ impl Refusal {
         let message = "there are /notification2/token, /unsubscribe, /consumer/ and /producer/".to_owned();
         Self { status: StatusCode::NOT_FOUND, reason: "no_path", message }
     }
+
+    /// The path is asked with other methods; the header `Allow` names them.
+    pub fn wrong_method() -> Self {
+        let message = "this path is asked with another method: see the header Allow".to_owned();
+        Self { status: StatusCode::METHOD_NOT_ALLOWED, reason: "wrong_method", message }
+    }
 }
 
 impl From<Status> for Refusal {
@@ -79,9 +85,12 @@ impl IntoResponse for Refusal {
         let mut response = (self.status, [(header::CONTENT_TYPE, "application/json")], body).into_response();
         let mut add = |name, value| response.headers_mut().insert(name, HeaderValue::from_static(value));
         match self.status {
-            // A browser would ask its user for a password that a bad token does not lack.
             StatusCode::UNAUTHORIZED if self.reason == "unauthorized" => {
                 add(header::WWW_AUTHENTICATE, "Basic realm=\"penstock\"");
+            }
+            // Clients want a challenge; at Basic a browser would ask for a password that a bad token does not lack.
+            StatusCode::UNAUTHORIZED => {
+                add(header::WWW_AUTHENTICATE, "Bearer realm=\"penstock\"");
             }
             StatusCode::UPGRADE_REQUIRED => {
                 add(header::UPGRADE, "websocket");

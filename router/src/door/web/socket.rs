@@ -21,10 +21,11 @@ use tungstenite::{
 
 /// Between two pings.
 const PING: Duration = Duration::from_secs(20);
-/// A client from which nothing was heard for so long, pongs included, is gone.
-const SILENCE: Duration = Duration::from_secs(50);
+/// A client from which nothing was heard for so long, pongs included, is gone. Longer than the minute after which java_websocket
+/// pings by itself, also while a listener is at work in its read thread and answers nothing; it then gives up by itself.
+const SILENCE: Duration = Duration::from_secs(90);
 /// A client that has taken nothing for so long, though something waits for it, is as good as gone.
-const UNREAD: Duration = Duration::from_secs(60);
+const UNREAD: Duration = Duration::from_secs(90);
 /// For a client to answer a close.
 const CLOSE: Duration = Duration::from_secs(2);
 
@@ -136,6 +137,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
         if written.is_ready() {
             return written;
         }
+        if !reads {
+            // Whoever is not listened to is not silent.
+            self.heard = Instant::now();
+        }
         self.poll_tick(context)
     }
 
@@ -215,5 +220,86 @@ fn end_of(error: &Error) -> End {
         Error::Protocol(tungstenite::error::ProtocolError::ResetWithoutClosingHandshake) => End::Closed,
         Error::Protocol(_) => End::Protocol,
         _ => End::Closed,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use futures::SinkExt;
+    use tokio::io::{DuplexStream, duplex};
+    use tungstenite::protocol::Role;
+
+    use super::*;
+
+    const HOUR: Duration = Duration::from_secs(3_600);
+
+    /// The router's end, and a client's. The time of these tests passes by itself.
+    async fn pair(room: usize) -> (Socket<DuplexStream>, WebSocketStream<DuplexStream>) {
+        let (own, other) = duplex(room);
+        let own = WebSocketStream::from_raw_socket(own, Role::Server, None).await;
+        (Socket::new(own), WebSocketStream::from_raw_socket(other, Role::Client, None).await)
+    }
+
+    async fn end_of_step(step: impl Future<Output = Step>) -> (End, Duration) {
+        let begin = Instant::now();
+        match timeout(HOUR, step).await.unwrap() {
+            Step::End(end) => (end, begin.elapsed()),
+            step => panic!("{step:?}"),
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_of_which_nothing_is_heard_is_gone() {
+        let (mut socket, _client) = pair(64 << 10).await;
+        let (end, after) = end_of_step(socket.step(true, false)).await;
+        assert_eq!(end, End::Silent);
+        assert!((SILENCE..SILENCE + 2 * PING).contains(&after), "{after:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_only_answers_pings_stays() {
+        let (mut socket, mut client) = pair(64 << 10).await;
+        let answers =
+            tokio::spawn(async move { while client.next().await.is_some_and(|said| said.is_ok()) {} });
+        assert!(timeout(HOUR, socket.step(true, false)).await.is_err());
+        drop(socket);
+        answers.await.unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_whose_reading_thread_is_busy_stays_while_it_pings_each_minute() {
+        let (mut socket, mut client) = pair(64 << 10).await;
+        let pings = tokio::spawn(async move {
+            loop {
+                sleep(Duration::from_secs(60)).await;
+                client.send(Message::Ping("there?".into())).await.unwrap();
+            }
+        });
+        assert!(timeout(HOUR, socket.step(true, false)).await.is_err());
+        pings.abort();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_is_not_listened_to_is_not_silent() {
+        let (mut socket, mut client) = pair(64 << 10).await;
+        client.send(Message::text("later")).await.unwrap();
+        assert!(timeout(HOUR, socket.step(false, false)).await.is_err());
+        assert!(matches!(socket.step(true, false).await, Step::Text(text) if text == "later"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_takes_nothing_is_given_up() {
+        let (mut socket, mut client) = pair(1 << 10).await;
+        let pings = tokio::spawn(async move {
+            while client.send(Message::Ping("there?".into())).await.is_ok() {
+                sleep(PING).await;
+            }
+        });
+        socket.send("x".repeat(64 << 10)).unwrap();
+        let (end, after) = end_of_step(socket.step(true, false)).await;
+        assert_eq!(end, End::Unread);
+        assert!((UNREAD..UNREAD + 2 * PING).contains(&after), "{after:?}");
+        pings.abort();
     }
 }

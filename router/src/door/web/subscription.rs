@@ -27,8 +27,13 @@ const SWEEP: Duration = Duration::from_secs(30);
 const LEFT_STEP: Duration = Duration::from_millis(100);
 const LEFT_STEPS: usize = 20;
 
-/// The group of a token; makes it if it is not there.
-pub async fn ensure(inside: &Inside, grant: &Grant, ack_timeout_ms: u32) -> Result<Arc<Group>, Refusal> {
+/// The group of a token; makes it if it is not there. Waits until then for consumers of the other kind to leave.
+pub async fn ensure(
+    inside: &Inside,
+    grant: &Grant,
+    ack_timeout_ms: u32,
+    until: Instant,
+) -> Result<Arc<Group>, Refusal> {
     let name = grant.group();
     let (wire, mode) = match grant.claims.shared {
         true => (messaging::GroupMode::Shared, GroupMode::Shared),
@@ -49,7 +54,9 @@ pub async fn ensure(inside: &Inside, grant: &Grant, ack_timeout_ms: u32) -> Resu
     };
     match groups::create(inside, &grant.tenant, wanted).await {
         Ok(_) => {}
-        Err(status) if status.code() == Code::AlreadyExists => switch(inside, grant, &name, mode).await?,
+        Err(status) if status.code() == Code::AlreadyExists => {
+            switch(inside, grant, &name, (mode, until)).await?
+        }
         // Consumers of a group that is there come back also while the registry is away.
         Err(status) if status.code() == Code::Unavailable => {
             let present = inside.tenant(&grant.tenant)?.groups.get(&name).cloned();
@@ -64,15 +71,23 @@ pub async fn ensure(inside: &Inside, grant: &Grant, ack_timeout_ms: u32) -> Resu
 }
 
 /// Tokens with and without `shared` have one group: while nobody consumes it, it goes over from the one to the other.
-async fn switch(inside: &Inside, grant: &Grant, name: &str, mode: GroupMode) -> Result<(), Refusal> {
+async fn switch(
+    inside: &Inside,
+    grant: &Grant,
+    name: &str,
+    (mode, until): (GroupMode, Instant),
+) -> Result<(), Refusal> {
     let group = groups::await_active(inside, &grant.tenant, name).await?;
     if group.filters != [grant.topic.as_str()] || group.options.mode == GroupMode::Failover {
         return Err(Refusal::occupied("a group of this name, made otherwise, is in the way: delete it"));
     }
-    if consumers(inside, &grant.tenant, name).await? > 0 {
-        return Err(Refusal::occupied(
-            "the subscription has a consumer whose token says otherwise of shared",
-        ));
+    while consumers(inside, &grant.tenant, name).await? > 0 {
+        if Instant::now() >= until {
+            return Err(Refusal::occupied(
+                "the subscription has a consumer whose token says otherwise of shared",
+            ));
+        }
+        sleep(LEFT_STEP).await;
     }
     let change = GroupChange { mode: Some(mode), ..GroupChange::default() };
     let set = inside.registry.set_group(&grant.tenant, name, change).await;

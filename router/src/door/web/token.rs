@@ -1,7 +1,7 @@
 //! Tokens: what one is asked for with, what it says, and which group it opens. Tokens are credentials: neither they nor the
 //! query that holds them are ever logged.
 
-use std::time::Duration;
+use std::{str::FromStr, time::Duration};
 
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation};
@@ -12,7 +12,11 @@ use penstock_common::{
 };
 use penstock_mqtt::topic::{TOPIC_MAX, validate_filter};
 use percent_encoding::percent_decode_str;
-use serde::{Deserialize, Serialize};
+use serde::{
+    Deserialize, Deserializer, Serialize,
+    de::{DeserializeOwned, Error},
+};
+use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use super::keys::KeyRing;
@@ -29,7 +33,8 @@ const SUBSCRIBER_MAX: usize = 256;
 /// Longest token that is looked at, bytes: a topic and a subscriber of the longest, encoded twice, are less.
 const TOKEN_MAX: usize = 12 * 1_024;
 
-/// What a token is asked for with. Unknown fields are ignored.
+/// What a token is asked for with. Unknown fields are ignored; numbers and truths may be in quotes, which most servers of JSON
+/// take.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct TokenRequest {
@@ -37,10 +42,28 @@ pub struct TokenRequest {
     subscription: Option<String>,
     #[serde(rename = "type")]
     kind: Option<String>,
+    #[serde(default, deserialize_with = "quoted_or_not")]
     signed: Option<bool>,
+    #[serde(default, deserialize_with = "quoted_or_not")]
     expires_in_minutes: Option<i64>,
+    #[serde(default, deserialize_with = "quoted_or_not")]
     shared: Option<bool>,
+    #[serde(default, deserialize_with = "quoted_or_not")]
     non_persistent: Option<bool>,
+}
+
+fn quoted_or_not<'de, D, T>(input: D) -> Result<Option<T>, D::Error>
+where
+    D: Deserializer<'de>,
+    T: FromStr + DeserializeOwned,
+{
+    match Value::deserialize(input)? {
+        Value::Null => Ok(None),
+        Value::String(text) => text.trim().parse().map(Some).map_err(|_| {
+            D::Error::custom("the quoted text is neither a whole number nor true or false, as the field is")
+        }),
+        value => serde_json::from_value(value).map(Some).map_err(D::Error::custom),
+    }
 }
 
 /// What a token says.

@@ -80,14 +80,14 @@ impl Upgrade {
 
 fn refusal(error: &Error) -> Refusal {
     let (status, message) = match error {
-        Error::Protocol(ProtocolError::WrongHttpMethod) => {
-            (StatusCode::METHOD_NOT_ALLOWED, "a WebSocket is opened with GET")
-        }
         Error::Protocol(ProtocolError::WrongHttpVersion) => {
             (StatusCode::HTTP_VERSION_NOT_SUPPORTED, "a WebSocket is opened with HTTP/1.1")
         }
+        // HEAD is answered as GET would be; other methods don't come here.
         Error::Protocol(
-            ProtocolError::MissingConnectionUpgradeHeader | ProtocolError::MissingUpgradeWebSocketHeader,
+            ProtocolError::WrongHttpMethod
+            | ProtocolError::MissingConnectionUpgradeHeader
+            | ProtocolError::MissingUpgradeWebSocketHeader,
         ) => (StatusCode::UPGRADE_REQUIRED, "this path is opened as a WebSocket"),
         Error::Protocol(ProtocolError::MissingSecWebSocketVersionHeader) => {
             (StatusCode::UPGRADE_REQUIRED, "version 13 of WebSocket is spoken here")
