@@ -11,6 +11,11 @@ use crate::outgoing::Kind;
 
 type By<const N: usize> = Family<[(&'static str, &'static str); N], Counter>;
 
+/// What becomes of a message, and why one is kept as a dead letter: shown from the start, because an alert on the growth of a
+/// counter does not see the first count of one that was not there.
+const RESULTS: [&str; 6] = ["sent", "skipped", "unmatched", "dead", "returned", "repeated"];
+const REASONS: [&str; 5] = ["payload", "program", "output", "device", "refused"];
+
 const SECONDS: [f64; 12] = [0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
 const BATCH: [f64; 8] = [1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 1_000.0];
 
@@ -46,6 +51,12 @@ impl Metrics {
             unkept: Counter::default(),
         };
         let m = &metrics;
+        for result in RESULTS {
+            drop(m.messages.get_or_create(&[("result", result)]));
+        }
+        for reason in REASONS {
+            drop(m.dead.get_or_create(&[("reason", reason)]));
+        }
         registry.register("penstock_mapper_messages", "Messages by what became of them", m.messages.clone());
         registry.register(
             "penstock_mapper_dead_letters",
