@@ -26,6 +26,9 @@ PAGE = ROOT / "docs" / "kubernetes.md"
 OLDEST = (1, 28)
 # The schemas know no objects of operators.
 FOREIGN = {"ServiceMonitor", "PrometheusRule"}
+# Secrets and ConfigMaps that a set of values takes as given.
+OUTSIDE = {"everything": {"backends", "inside", "acme", "certificate", "platform", "authorities", "routes"},
+           "secure": {"certificate"}, "mapper": {"acme", "platform"}, "shipped": {"platform"}}
 faults = []
 
 
@@ -88,6 +91,7 @@ def check_references(name, objects):
     pods = [(one, pod_of(one)) for one in objects if pod_of(one)]
     secrets = {one["metadata"]["name"]: set(one.get("data", {})) for one in objects if one["kind"] == "Secret"}
     accounts = {one["metadata"]["name"] for one in objects if one["kind"] == "ServiceAccount"}
+    configs = {one["metadata"]["name"] for one in objects if one["kind"] == "ConfigMap"}
     seen = [called(one) for one in objects]
     for twice in {it for it in seen if seen.count(it) > 1}:
         fault(f"{name}: {twice} is there twice")
@@ -129,18 +133,27 @@ def check_references(name, objects):
                         and selects(spec["selector"]["matchLabels"], s["metadata"]["labels"])]
             if len(services) != 1 or not any(p["name"] == "admin" for p in services[0]["spec"]["ports"]):
                 fault(f"{name}: {called(one)} finds {[called(s) for s in services]}")
-    outside = {"everything": {"backends", "inside", "acme", "certificate"}, "secure": {"certificate"}}.get(name.split("-", 1)[1], set())
+    outside = OUTSIDE.get(name.split("-", 1)[1], set())
     for one, pod in pods:
         spec = pod["spec"]
         if spec["serviceAccountName"] not in accounts or spec.get("automountServiceAccountToken") is not False:
             fault(f"{name}: {called(one)}: account {spec['serviceAccountName']}")
         wanted = []
+        places = {volume["name"] for volume in spec.get("volumes", [])}
+        places |= {claim["metadata"]["name"] for claim in one["spec"].get("volumeClaimTemplates", [])}
+        if one["kind"] == "StatefulSet" and f"Service/{one['spec']['serviceName']}" not in seen:
+            fault(f"{name}: {called(one)} has no Service {one['spec']['serviceName']}")
         for volume in spec.get("volumes", []):
+            if "configMap" in volume and volume["configMap"]["name"] not in outside | configs:
+                fault(f"{name}: {called(one)} mounts {volume['configMap']['name']}, which is not made")
             if "secret" in volume and volume["secret"]["secretName"] not in outside:
                 fault(f"{name}: {called(one)} mounts {volume['secret']['secretName']}, which is not made")
             for source in volume.get("projected", {}).get("sources", []):
                 wanted += [(source["secret"]["name"], item["key"]) for item in source["secret"]["items"]]
         for container in spec["containers"] + spec.get("initContainers", []):
+            for mount in container.get("volumeMounts", []):
+                if mount["name"] not in places:
+                    fault(f"{name}: {called(one)}/{container['name']} mounts {mount['name']}, which is no volume")
             for variable in container.get("env", []):
                 ref = variable.get("valueFrom", {}).get("secretKeyRef")
                 if ref:
@@ -184,17 +197,29 @@ def resolve(container, objects, files):
         else:
             value = variable["value"]
         value = re.sub(r"\$\((\w+)\)", lambda match: made[match[1]], value)
-        made[variable["name"]] = value.replace("/run/penstock-tls", files).replace("/run/penstock", files)
+        for mounted in ("/run/penstock-tls", "/run/penstock", "/etc/penstock-ca", "/etc/penstock"):
+            value = value.replace(mounted, files)
+        made[variable["name"]] = value
     return made
+
+
+def lay_out_configs(pod, objects, files):
+    """ConfigMaps of a pod as files; those from outside have stand-ins already."""
+    made = {one["metadata"]["name"]: one["data"] for one in objects if one["kind"] == "ConfigMap"}
+    for volume in pod["spec"].get("volumes", []):
+        for file, text in made.get(volume.get("configMap", {}).get("name"), {}).items():
+            (pathlib.Path(files) / file).write_text(text)
 
 
 def check_programs(name, objects):
     """Each program takes its environment and its flags: it is asked itself."""
     with tempfile.TemporaryDirectory() as files:
-        for file in ("cluster-secret", "admin-password", "password"):
+        for file in ("cluster-secret", "admin-password", "password", "api-password"):
             (pathlib.Path(files) / file).write_text("x" * 40)
+        shutil.copy(ROOT / "mapper" / "examples" / "json.toml", files)
         subprocess.run(["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=localhost", "-keyout",
                         "tls.key", "-out", "tls.crt"], cwd=files, check=True, capture_output=True)
+        shutil.copy(pathlib.Path(files) / "tls.crt", pathlib.Path(files) / "ca.crt")
         for one in objects:
             pod = pod_of(one)
             for container in (pod["spec"]["containers"] + pod["spec"].get("initContainers", []) if pod else []):
@@ -206,13 +231,16 @@ def check_programs(name, objects):
 
 def check_program(where, one, pod, container, objects, files):
     program = pathlib.Path(container["command"][0]).name
-    server = one["kind"] == "Deployment"
+    server = one["kind"] in ("Deployment", "StatefulSet")
+    lay_out_configs(pod, objects, files)
     env = resolve(container, objects, files) if server else {}
     arguments = [argument.replace("/run/penstock", files) for argument in container.get("args", [])]
     shown, wrong = programs.ask(program, arguments, env)
     faults.extend(f"{where}: {it}" for it in wrong)
     if not server or wrong:
         return
+    if program == "penstock-mapper":
+        faults.extend(f"{where}: {it}" for it in programs.samples(env["PENSTOCK_CONFIG"]))
     listeners = programs.listeners(shown)
     for port in container["ports"]:
         if port["containerPort"] not in listeners:
@@ -253,7 +281,7 @@ def promtool(rules):
 
 def check_alerts(objects):
     """Metrics in alerts are ones that the sources register: without the ending of their kind, as they are registered."""
-    sources = "".join(path.read_text() for crate in ("common", "gateway", "router")
+    sources = "".join(path.read_text() for crate in ("common", "gateway", "router", "mapper")
                       for path in (ROOT / crate / "src").rglob("*.rs"))
     names = set(re.findall(r'"(penstock_\w+)"', sources))
     used = set()

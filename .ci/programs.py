@@ -9,7 +9,7 @@ import subprocess
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 BUILT = ROOT / os.environ.get("CARGO_TARGET_DIR", "target") / "debug"
-SERVERS = {"penstock", "penstock-gateway", "penstock-router"}
+SERVERS = {"penstock", "penstock-gateway", "penstock-router", "penstock-mapper"}
 
 
 def ask(program, arguments, env):
@@ -27,11 +27,20 @@ def ask(program, arguments, env):
         return "", [f"{program} does not understand it:\n{asked.stderr}"]
     if program not in SERVERS:
         return "", []
-    given = [variable for variable in env if variable.startswith("PENSTOCK_")]
+    # Empty ones count as left out; the file of settings is no setting.
+    given = [variable for variable, value in env.items()
+             if variable.startswith("PENSTOCK_") and value and variable != "PENSTOCK_CONFIG"]
     taken = len(re.findall(r" # environment$", asked.stdout, re.M))
     if taken != len(given):
         return asked.stdout, [f"{len(given)} variables given, {taken} taken: {given}\n{asked.stdout}"]
     return asked.stdout, []
+
+
+def samples(configuration):
+    """What is wrong with a mapper's configuration by its own sample messages; `test` connects to nothing."""
+    ran = subprocess.run([BUILT / "penstock-mapper", "test", "--config", configuration], env={"PATH": os.environ["PATH"]},
+                         text=True, capture_output=True, check=False)
+    return [f"penstock-mapper test:\n{ran.stdout}{ran.stderr}"] if ran.returncode else []
 
 
 def listeners(shown):

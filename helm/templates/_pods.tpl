@@ -30,7 +30,8 @@ imagePullSecrets:
 {{- end }}
 {{- end }}
 
-{{/* Where and beside whom a server's pods run. Takes (dict "root" $ "component" … "values" …). */}}
+{{/* Where and beside whom a server's pods run. Takes (dict "root" $ "component" … "values" …); "revision" is the label by which the
+     pods of a StatefulSet know their revision. */}}
 {{- define "penstock.placement" -}}
 topologySpreadConstraints:
   {{- if .values.topologySpreadConstraints }}
@@ -43,7 +44,7 @@ topologySpreadConstraints:
     labelSelector:
       matchLabels:
         {{- include "penstock.selector" $ | nindent 8 }}
-    matchLabelKeys: [pod-template-hash]
+    matchLabelKeys: [{{ $.revision | default "pod-template-hash" }}]
   {{- end }}
   {{- end }}
 {{- with .values.nodeSelector }}
@@ -98,6 +99,11 @@ readinessProbe:
   value: {{ printf "%ds" (int .Values.drain.delaySeconds) }}
 - name: PENSTOCK_DRAIN_TIMEOUT
   value: {{ printf "%ds" (int .Values.drain.timeoutSeconds) }}
+{{ include "penstock.telemetryEnv" . }}
+{{- end }}
+
+{{/* What a server tells about itself, and where. */}}
+{{- define "penstock.telemetryEnv" -}}
 - name: PENSTOCK_LOG
   value: {{ .Values.log.filter | quote }}
 - name: PENSTOCK_LOG_FORMAT
