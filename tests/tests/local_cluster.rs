@@ -47,6 +47,10 @@ async fn what_it_prints_works_and_ctrl_c_stops_everything() {
         let mut consumer = Child::start("consumer", printed(&lines, " consume "));
         let message = |line: &str| line.contains("21.5").then_some(());
         consumer.line(&format!("the message, {round}"), START, message).await;
+        let mut mapper = Child::start("mapper", printed(&lines, " --dry-run"));
+        let request = |line: &str| line.contains("/measurement/measurements").then_some(());
+        mapper.line(&format!("the request, {round}"), START, request).await;
+        mapper.kill().await;
         let mut listener = Child::start("mosquitto_sub", printed(&lines, "mosquitto_sub"));
         eventually("the push is delivered", START, || async {
             (run("push", printed(&lines, " push ")).await.code == Some(0)).then_some(())

@@ -54,6 +54,14 @@ impl Passwords {
         self.password(ADMIN)
     }
 
+    /// A file with the password of `demo/app`, for programs that are told where it is.
+    pub fn app_file(&self, dir: &Path) -> Result<PathBuf> {
+        let file = dir.join("app.password");
+        write(&file, self.password("demo/app"))
+            .with_context(|| format!("cannot write {}", file.display()))?;
+        Ok(file)
+    }
+
     /// The file from which gateways and routers read what they show each other.
     pub fn cluster_secret(&self, dir: &Path) -> Result<PathBuf> {
         let file = dir.join("cluster-secret");

@@ -133,7 +133,8 @@ async fn start(arguments: &Arguments, dir: &std::path::Path, nodes: &mut Vec<Nod
     demo::create(&arguments.servers(), &passwords).await?;
     let admin = nodes.iter().filter_map(Node::admin).map(|(name, at)| (name.to_owned(), at)).collect();
     let web = nodes.iter().filter_map(Node::web).collect();
-    Ok(Shown { dir: dir.to_owned(), etcd, redis, admin, web, passwords })
+    let app_file = passwords.app_file(dir)?;
+    Ok(Shown { dir: dir.to_owned(), etcd, redis, admin, web, passwords, app_file })
 }
 
 async fn add(nodes: &mut Vec<Node>, node: Node) -> Result<String> {
