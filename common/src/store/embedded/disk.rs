@@ -103,7 +103,7 @@ impl Disk {
         }
         self.bury_again(&mut partitions)?;
         for (key, partition) in &mut partitions {
-            partition.last = match self.last_up_to(key, MAX)? {
+            partition.last = match self.last_up_to(key, partition.trimmed.0, MAX)? {
                 Some(entry) => (entry.id, entry.entry.totals),
                 None => partition.trimmed,
             };
@@ -111,7 +111,8 @@ impl Disk {
         Ok(partitions)
     }
 
-    /// Entries above `after` up to and including `to`.
+    /// Entries above `after` up to and including `to`. Where entries were removed, the database walks over each that it has not
+    /// yet compacted away: `after` is never below what was trimmed, if that is known.
     pub(super) fn range(
         &self,
         partition: &PartitionKey,
@@ -124,26 +125,28 @@ impl Disk {
         range.into_iter().flatten()
     }
 
-    /// The last entry at or below an id.
+    /// The last entry at or below an id, above what was trimmed.
     pub(super) fn last_up_to(
         &self,
         partition: &PartitionKey,
+        trimmed: EntryId,
         id: EntryId,
     ) -> Result<Option<StoredEntry>, StoreError> {
-        self.range(partition, EntryId::ZERO, id).next_back().map(stored).transpose()
+        self.range(partition, trimmed, id).next_back().map(stored).transpose()
     }
 
-    /// The first entry at or above an id.
+    /// The first entry at or above an id, above what was trimmed.
     pub(super) fn first_from(
         &self,
         partition: &PartitionKey,
+        trimmed: EntryId,
         id: EntryId,
     ) -> Result<Option<StoredEntry>, StoreError> {
         let below = match id.sequence.checked_sub(1) {
             Some(sequence) => EntryId { sequence, ..id },
             None => EntryId { term: Term(id.term.0.saturating_sub(1)), sequence: u64::MAX },
         };
-        self.range(partition, below, MAX).next().map(stored).transpose()
+        self.range(partition, below.max(trimmed), MAX).next().map(stored).transpose()
     }
 
     pub(super) fn read(
@@ -165,13 +168,22 @@ impl Disk {
         Ok(entries)
     }
 
+    /// Up to where a partition is trimmed.
+    fn trimmed(&self, partition: &PartitionKey) -> Result<EntryId, StoreError> {
+        let mut known = Partition::default();
+        if let Some(settings) = self.state.get(keys::settings(partition)).map_err(failed)? {
+            known.restore(&settings).ok_or_else(|| corrupt("the state of a partition"))?;
+        }
+        Ok(known.trimmed.0)
+    }
+
     pub(super) fn read_back(
         &self,
         partition: &PartitionKey,
         max_bytes: usize,
     ) -> Result<ReadBack, StoreError> {
         let (mut back, mut bytes) = (ReadBack::default(), 0usize);
-        for item in self.range(partition, EntryId::ZERO, MAX).rev() {
+        for item in self.range(partition, self.trimmed(partition)?, MAX).rev() {
             if bytes >= max_bytes {
                 return Ok(back);
             }

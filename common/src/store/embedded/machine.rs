@@ -241,7 +241,7 @@ impl Machine {
             self.batch.remove(&self.disk.log, entry);
         }
         let Some(last) = last else { return Ok(()) };
-        let entry = self.disk.last_up_to(key, last)?.ok_or_else(|| corrupt("an entry"))?;
+        let entry = self.disk.last_up_to(key, trimmed, last)?.ok_or_else(|| corrupt("an entry"))?;
         if let Some(partition) = self.partitions.get_mut(key) {
             partition.trimmed = (last, entry.entry.totals);
         }

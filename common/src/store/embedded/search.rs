@@ -24,6 +24,20 @@ fn place(entry: &StoredEntry) -> (EntryId, Totals) {
 }
 
 impl Machine {
+    fn trimmed(&self, key: &PartitionKey) -> EntryId {
+        self.partitions.get(key).map_or(EntryId::ZERO, |partition| partition.trimmed.0)
+    }
+
+    /// The last retained entry at or below an id.
+    fn last_up_to(&self, key: &PartitionKey, id: EntryId) -> Result<Option<StoredEntry>, StoreError> {
+        self.disk.last_up_to(key, self.trimmed(key), id)
+    }
+
+    /// The first retained entry at or above an id.
+    fn first_from(&self, key: &PartitionKey, id: EntryId) -> Result<Option<StoredEntry>, StoreError> {
+        self.disk.first_from(key, self.trimmed(key), id)
+    }
+
     /// The last entry that holds nothing received at `time` or later; None: every retained one may.
     pub(super) fn before(
         &mut self,
@@ -38,7 +52,7 @@ impl Machine {
         }
         // Its later records may be of that time.
         let before = EntryId { sequence: entry.id.sequence.saturating_sub(1), ..entry.id };
-        Ok(self.disk.last_up_to(key, before)?.as_ref().map(place))
+        Ok(self.last_up_to(key, before)?.as_ref().map(place))
     }
 
     /// The last entry for which `early` holds; it holds for all before that.
@@ -47,9 +61,9 @@ impl Machine {
         key: &PartitionKey,
         early: impl Fn(&StoredEntry) -> bool,
     ) -> Result<Option<StoredEntry>, StoreError> {
-        let Some(oldest) = self.disk.first_from(key, EntryId::ZERO)? else { return Ok(None) };
+        let Some(oldest) = self.first_from(key, EntryId::ZERO)? else { return Ok(None) };
         let newest = self.partitions.get(key).map_or(oldest.id.term, |partition| partition.last.0.term);
-        let early = |id| Ok::<_, StoreError>(self.disk.first_from(key, id)?.filter(&early));
+        let early = |id| Ok::<_, StoreError>(self.first_from(key, id)?.filter(&early));
         let (mut from, mut to, mut last) = (oldest.id.term.0, newest.0, None);
         while from <= to {
             let middle = from + (to - from) / 2;
@@ -63,7 +77,7 @@ impl Machine {
         }
         let Some(mut last) = last else { return Ok(None) };
         let term = last.id.term;
-        let end = self.disk.last_up_to(key, EntryId { term, sequence: u64::MAX })?;
+        let end = self.last_up_to(key, EntryId { term, sequence: u64::MAX })?;
         let (mut from, mut to) = (last.id.sequence + 1, end.map_or(0, |entry| entry.id.sequence));
         while from <= to {
             let middle = from + (to - from) / 2;
@@ -108,7 +122,7 @@ impl Machine {
         let lost = records.map_or(0, |done| totals.records.saturating_sub(done.max(trimmed.1.records)));
         let held = match floor.into_iter().chain(fan).min() {
             Some(stop) => {
-                let before = self.disk.last_up_to(key, stop)?;
+                let before = self.last_up_to(key, stop)?;
                 Some(before.map_or(totals.bytes, |entry| entry.entry.totals.bytes.max(totals.bytes)))
             }
             None => None,
@@ -134,7 +148,7 @@ impl Machine {
     /// The last entry that was received before a time.
     fn too_old(&self, key: &PartitionKey, since: u64) -> Result<Option<EntryId>, StoreError> {
         let old = |entry: &StoredEntry| entry.entry.first_received_at < since;
-        match self.disk.first_from(key, EntryId::ZERO)?.filter(old) {
+        match self.first_from(key, EntryId::ZERO)?.filter(old) {
             Some(_) => Ok(self.last_such(key, old)?.map(|entry| entry.id)),
             None => Ok(None),
         }
@@ -172,7 +186,7 @@ impl Machine {
         let mut id = last;
         while id.sequence < keep {
             keep -= id.sequence;
-            match self.disk.last_up_to(key, EntryId { sequence: 0, ..id })? {
+            match self.last_up_to(key, EntryId { sequence: 0, ..id })? {
                 Some(entry) => id = entry.id,
                 None => return Ok(None),
             }
