@@ -16,6 +16,6 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     #[allow(clippy::disallowed_methods)]
     let root = PathBuf::from(env::var("CARGO_MANIFEST_DIR")?).join("proto");
     let files = protox::compile(PROTOS, [root])?;
-    tonic_prost_build::configure().bytes(".").compile_fds(files)?;
+    tonic_prost_build::configure().bytes(".").codec_path("crate::codec::Codec").compile_fds(files)?;
     Ok(())
 }

@@ -28,6 +28,8 @@ const CALL_TIMEOUT: Duration = Duration::from_secs(15);
 const KEEP_ALIVE: Duration = Duration::from_secs(4);
 const STREAM_WINDOW: u32 = 4 << 20;
 const CONNECTION_WINDOW: u32 = 16 << 20;
+/// Most that the router puts into one frame: each costs it a system call.
+const FRAME_BYTES: u32 = 256 << 10;
 /// An entry is a few MiB at most; more is a broken server.
 const DECODE_LIMIT: usize = 64 << 20;
 
@@ -96,6 +98,7 @@ impl Door {
             .keep_alive_while_idle(true)
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
+            .max_frame_size(FRAME_BYTES)
             .connect_lazy();
         Ok(Self { url, channel })
     }

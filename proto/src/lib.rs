@@ -1,5 +1,7 @@
 //! The contracts: records as stored, the link (gateway ⇄ router), messaging and administration (microservices and
-//! operators ⇄ router), peers (router ⇄ router). Generated from `proto/`; no logic lives here.
+//! operators ⇄ router), peers (router ⇄ router). Generated from `proto/`; no logic lives here but how messages become bytes.
+
+pub mod codec;
 
 #[allow(
     missing_docs,

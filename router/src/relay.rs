@@ -20,6 +20,8 @@ const CONNECT_WITHIN: Duration = Duration::from_secs(1);
 pub const STREAM_WINDOW: u32 = 4 << 20;
 /// See `STREAM_WINDOW`.
 pub const CONNECTION_WINDOW: u32 = 16 << 20;
+/// Most that a gateway, another router or a microservice puts into one frame: each costs it a system call.
+pub const FRAME_BYTES: u32 = 256 << 10;
 /// A batch holds at most 1 MiB and one record more.
 pub const MESSAGE_MOST: usize = 8 << 20;
 
@@ -34,7 +36,8 @@ async fn client(homes: &Homes, via: u64) -> Result<LinkClient<Channel>, Status> 
         .connect_timeout(CONNECT_WITHIN)
         .tcp_nodelay(true)
         .initial_stream_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW);
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_frame_size(FRAME_BYTES);
     let channel = endpoint.connect().await.map_err(|error| Status::unavailable(error.to_string()))?;
     Ok(LinkClient::new(channel).max_decoding_message_size(MESSAGE_MOST))
 }

@@ -31,7 +31,7 @@ use crate::{
     homes::Homes,
     metrics::Metrics,
     presence,
-    relay::{CONNECTION_WINDOW, STREAM_WINDOW},
+    relay::{CONNECTION_WINDOW, FRAME_BYTES, STREAM_WINDOW},
 };
 
 /// HTTP/2 pings on links: they find a cut connection that heartbeats would find later.
@@ -159,6 +159,7 @@ fn serve(routes: Routes, listener: TcpListener, stop: CancellationToken) -> Join
     let server = Server::builder()
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_frame_size(FRAME_BYTES)
         .http2_keepalive_interval(Some(KEEP_ALIVE))
         .http2_keepalive_timeout(Some(KEEP_ALIVE))
         .add_routes(routes);

@@ -31,6 +31,8 @@ use crate::{
 
 const STREAM_WINDOW: u32 = 4 << 20;
 const CONNECTION_WINDOW: u32 = 16 << 20;
+/// Most that the router puts into one frame: each costs it a system call.
+const FRAME_BYTES: u32 = 256 << 10;
 /// Largest message from a router, bytes: an entry of records with room to spare.
 const MESSAGE_BYTES: usize = 8 << 20;
 const DIAL: Duration = Duration::from_secs(2);
@@ -177,6 +179,7 @@ async fn dial(address: &str) -> Result<Channel, LinkError> {
         .tcp_keepalive(Some(Duration::from_secs(10)))
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_frame_size(FRAME_BYTES)
         .http2_keep_alive_interval(Duration::from_secs(2))
         .keep_alive_timeout(Duration::from_secs(4))
         .keep_alive_while_idle(true);
