@@ -1,5 +1,5 @@
 //! What Redis alone takes at 64 KiB: XADD by `redis-benchmark` on the load core, as many under way as the publishers of the
-//! scenario have. The log is trimmed as a tenant's without groups is.
+//! scenario have. The log is trimmed to as much as the tenant of the scenario keeps.
 
 use std::process::Command;
 
@@ -19,7 +19,7 @@ pub fn run(system: &System, scenario: Scenario, round: u32, seconds: u32) -> any
         .arg(program)
         .args(["-p", &system.target.port().to_string(), "-c", "100", "-P", "4", "--csv"])
         .args(["-n", &(seconds * 2_000).to_string()])
-        .args(["XADD", "log", "MAXLEN", "~", "1000", "*", "b", &"x".repeat(PAYLOAD)])
+        .args(["XADD", "log", "MAXLEN", "~", "4000", "*", "b", &"x".repeat(PAYLOAD)])
         .output()?;
     ensure!(output.status.success(), "redis-benchmark: {}", String::from_utf8_lossy(&output.stderr));
     let text = String::from_utf8_lossy(&output.stdout);

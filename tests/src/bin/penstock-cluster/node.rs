@@ -80,6 +80,7 @@ impl Node {
         let mut command = Command::new("redis-server");
         command.args(["--bind", "127.0.0.1", "--port", &address.port().to_string(), "--save", ""]);
         command.args(["--appendonly", "yes", "--appendfsync", "everysec"]);
+        command.args(["--auto-aof-rewrite-min-size", "1gb", "--rdbcompression", "no"]);
         command.args(["--maxmemory-policy", "noeviction"]).arg("--dir").arg(data);
         Self::start(dir, "redis", format!("redis://{address}"), Probe::Tcp(address), command)
     }
