@@ -1,8 +1,9 @@
 //! Who holds how much: the consumers of a group on one partition with their credit, and each hand-out that is not settled
 //! with the time it is overdue. Pure; times in milliseconds.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 
+use hashbrown::HashMap;
 use penstock_common::position::EntryId;
 
 use super::clients::ConsumerId;

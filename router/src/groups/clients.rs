@@ -3,8 +3,9 @@
 //!
 //! Invariant: a client is in exactly one of the indexes, or in none when it has nothing waiting.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 
+use hashbrown::HashMap;
 use penstock_common::position::EntryId;
 
 use super::held::ClientHash;
@@ -23,7 +24,7 @@ struct Client {
     indexed: Option<Index>,
 }
 
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Index {
     Free(Position),
     With(ConsumerId, Position),
@@ -129,10 +130,30 @@ impl Clients {
         self.index(client);
     }
 
+    /// Puts a client where it belongs now, if that is another place than it has: most records wait behind others of theirs.
     fn index(&mut self, client: ClientHash) {
         let Some(own) = self.clients.get_mut(&client) else { return };
-        match own.indexed.take() {
-            Some(Index::Free(at)) => drop(self.free.remove(&(at, client))),
+        let place = own.waiting.first().map(|first| match own.holder {
+            _ if own.held_until > 0 => Index::Held(own.held_until),
+            Some(consumer) => Index::With(consumer, *first),
+            None => Index::Free(*first),
+        });
+        let is_idle = place.is_none() && own.open == 0;
+        let before = std::mem::replace(&mut own.indexed, place);
+        if is_idle {
+            self.clients.remove(&client);
+        }
+        if before != place {
+            self.leave(client, before);
+            self.enter(client, place);
+        }
+    }
+
+    fn leave(&mut self, client: ClientHash, place: Option<Index>) {
+        match place {
+            Some(Index::Free(at)) => {
+                self.free.remove(&(at, client));
+            }
             Some(Index::With(consumer, at)) => {
                 if let Some(set) = self.with.get_mut(&consumer) {
                     set.remove(&(at, client));
@@ -141,28 +162,25 @@ impl Clients {
                     }
                 }
             }
-            Some(Index::Held(until)) => drop(self.held.remove(&(until, client))),
+            Some(Index::Held(until)) => {
+                self.held.remove(&(until, client));
+            }
             None => {}
         }
-        let Some(first) = own.waiting.first().copied() else {
-            if own.open == 0 {
-                self.clients.remove(&client);
+    }
+
+    fn enter(&mut self, client: ClientHash, place: Option<Index>) {
+        match place {
+            Some(Index::Free(at)) => {
+                self.free.insert((at, client));
             }
-            return;
-        };
-        own.indexed = Some(match own.holder {
-            _ if own.held_until > 0 => {
-                self.held.insert((own.held_until, client));
-                Index::Held(own.held_until)
+            Some(Index::With(consumer, at)) => {
+                self.with.entry(consumer).or_default().insert((at, client));
             }
-            Some(consumer) => {
-                self.with.entry(consumer).or_default().insert((first, client));
-                Index::With(consumer, first)
+            Some(Index::Held(until)) => {
+                self.held.insert((until, client));
             }
-            None => {
-                self.free.insert((first, client));
-                Index::Free(first)
-            }
-        });
+            None => {}
+        }
     }
 }
