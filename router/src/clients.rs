@@ -142,7 +142,7 @@ impl Homes {
     }
 
     async fn connection(&self, key: &PartitionKey, client: &Bytes, close: bool) -> Option<ClientConnection> {
-        let Ownership { epoch, link } = self.owner(key, client).await?;
+        let Ownership { epoch, link } = self.owner(key, client).await.ok()?;
         let connection = ClientConnection {
             gateway: link.shard.gateway,
             gateway_node: link.node_id.clone(),

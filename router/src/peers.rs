@@ -22,7 +22,7 @@ use penstock_proto::{
 use tokio::sync::{mpsc, oneshot};
 use tokio_stream::{StreamExt, wrappers::ReceiverStream};
 use tonic::{
-    Request, Status,
+    Request, Status, Streaming,
     metadata::{Ascii, MetadataValue},
     service::{Interceptor, interceptor::InterceptedService},
     transport::{Channel, Endpoint},
@@ -84,8 +84,11 @@ struct Peer {
 struct Pushing {
     tenant: String,
     push: PushRequest,
-    receipt: oneshot::Sender<PushReceipt>,
+    /// None: the stream broke with the push on it. Dropped: it was not sent.
+    receipt: oneshot::Sender<Option<PushReceipt>>,
 }
+
+type Waiting = HashMap<u64, oneshot::Sender<Option<PushReceipt>>>;
 
 /// See the module.
 pub struct Peers {
@@ -140,8 +143,9 @@ impl Peers {
         }
         handed.over();
         match tokio::time::timeout(limit, received).await {
-            Ok(Ok(receipt)) => PushReceipt { id, ..receipt },
-            Ok(Err(_)) => crate::push::refused(id, "the client's router does not answer: try again"),
+            Ok(Ok(Some(receipt))) => PushReceipt { id, ..receipt },
+            Ok(Ok(None)) => crate::push::in_doubt(id),
+            Ok(Err(_)) => crate::push::refused(id, crate::push::MOVING),
             Err(_) => PushReceipt { id, status: ReceiptStatus::Expired.into(), ..PushReceipt::default() },
         }
     }
@@ -259,14 +263,25 @@ impl Peer {
     }
 }
 
-/// One stream of pushes: numbers them anew, so that the ids of all callers fit on it. Ends with the stream; what had no
-/// receipt by then is told so by its dropped sender.
-async fn run_pushes(mut client: Client, mut queue: mpsc::Receiver<Pushing>) {
+/// One stream of pushes: numbers them anew, so that the ids of all callers fit on it. Ends with the stream.
+async fn run_pushes(mut client: Client, queue: mpsc::Receiver<Pushing>) {
     let (out, stream) = mpsc::channel(PUSHES);
     let request = client.push(Request::new(ReceiverStream::new(stream)));
     let Ok(Ok(answer)) = tokio::time::timeout(ANSWER, request).await else { return };
-    let mut receipts = answer.into_inner();
-    let mut waiting: HashMap<u64, oneshot::Sender<PushReceipt>> = HashMap::new();
+    let mut waiting = Waiting::new();
+    serve_pushes(queue, &out, answer.into_inner(), &mut waiting).await;
+    for (_, receipt) in waiting {
+        // Whoever waited may have given up.
+        let _ = receipt.send(None);
+    }
+}
+
+async fn serve_pushes(
+    mut queue: mpsc::Receiver<Pushing>,
+    out: &mpsc::Sender<PeerPush>,
+    mut receipts: Streaming<PushReceipt>,
+    waiting: &mut Waiting,
+) {
     let mut number = 0;
     loop {
         tokio::select! {
@@ -274,15 +289,16 @@ async fn run_pushes(mut client: Client, mut queue: mpsc::Receiver<Pushing>) {
                 let Some(Pushing { tenant, mut push, receipt }) = pushing else { return };
                 number += 1;
                 push.id = number;
-                waiting.insert(number, receipt);
+                // Dropped with its receipt when the stream has gone: not sent.
                 if out.send(PeerPush { tenant, push: Some(push) }).await.is_err() {
                     return;
                 }
+                waiting.insert(number, receipt);
             }
             receipt = receipts.next() => {
                 let Some(Ok(receipt)) = receipt else { return };
                 if let Some(waiting) = waiting.remove(&receipt.id) {
-                    let _ = waiting.send(receipt);
+                    let _ = waiting.send(Some(receipt));
                 }
             }
             () = tokio::time::sleep(FORGET_EVERY), if waiting.len() >= PUSHES => {

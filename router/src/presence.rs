@@ -1,6 +1,6 @@
 //! Who is there, by two witnesses: a gateway is gone when the registry says so *and* no link of it lives; a router when the
-//! registry says so *and* its link port doesn't answer. A registry that hangs and wakes up forgets everybody at once, and
-//! must not empty the cluster.
+//! registry says so *and* its link port doesn't answer, or another router is registered with that port: then it is a later
+//! life of it that answers. A registry that hangs and wakes up forgets everybody at once, and must not empty the cluster.
 
 use std::{
     collections::BTreeMap,
@@ -105,11 +105,14 @@ pub async fn follow(homes: Arc<Homes>, stop: CancellationToken) {
 /// Returns whether some router is alive only because it still answers.
 async fn observe(homes: &Homes, registered: Arc<Members>) -> bool {
     let before = homes.presence.members();
-    let mut routers = registered.routers.clone();
+    let mut routers = without_earlier_lives(&registered, homes.incarnation);
     let mut lost = false;
     for (incarnation, member) in &before.routers {
-        if !routers.contains_key(incarnation) && (*incarnation == homes.incarnation || answers(member).await)
-        {
+        if registered.routers.contains_key(incarnation) {
+            continue;
+        }
+        let own = *incarnation == homes.incarnation;
+        if own || (!is_followed(&registered, member) && answers(member).await) {
             routers.insert(*incarnation, member.clone());
             lost = true;
         }
@@ -164,6 +167,21 @@ fn link_address(member: &Member) -> Option<&str> {
     }
 }
 
+/// Registered routers. Others that are registered with this one's own address are its earlier lives, whose leases go on for a
+/// while.
+fn without_earlier_lives(registered: &Members, own: u64) -> BTreeMap<u64, Member> {
+    let mut routers = registered.routers.clone();
+    if let Some(address) = registered.routers.get(&own).and_then(link_address) {
+        routers.retain(|incarnation, member| *incarnation == own || link_address(member) != Some(address));
+    }
+    routers
+}
+
+/// Whether another router is registered with the address of one that no longer is.
+fn is_followed(registered: &Members, gone: &Member) -> bool {
+    registered.routers.values().any(|other| link_address(other) == link_address(gone))
+}
+
 /// A router that began anew at the same address answers as well: ask only while nobody else is registered there.
 async fn answers(member: &Member) -> bool {
     match link_address(member) {
@@ -175,4 +193,31 @@ async fn answers(member: &Member) -> bool {
 /// The view that a shard must have synced for its absent clients to be absent.
 pub fn view(homes: &Homes) -> u64 {
     rendezvous::view(homes.presence.members().routers.keys().copied())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn router(incarnation: u64, link: &str) -> (u64, Member) {
+        let kind = MemberKind::Router { link: link.to_owned(), grpc: String::new() };
+        (incarnation, Member { incarnation, node_id: String::new(), kind })
+    }
+
+    fn members(routers: &[(u64, Member)]) -> Members {
+        Members { routers: routers.iter().cloned().collect(), ..Members::default() }
+    }
+
+    #[test]
+    fn a_router_that_began_anew_at_its_address_ends_its_earlier_life() {
+        let (first, second, other) = (router(9, "a:1"), router(2, "a:1"), router(5, "b:1"));
+        let both = members(&[first.clone(), second.clone(), other.clone()]);
+        let seen = |own| without_earlier_lives(&both, own).into_keys().collect::<Vec<_>>();
+        assert_eq!(seen(2), [2, 5], "the address is its own");
+        assert_eq!(seen(5), [2, 5, 9], "which of them lives is not known elsewhere before the lease is over");
+        let later = members(&[second, other.clone()]);
+        assert!(is_followed(&later, &first.1), "who answers there is the later one");
+        assert!(!is_followed(&members(&[other]), &first.1));
+    }
 }

@@ -22,7 +22,7 @@ const WAIT_MOST: Duration = Duration::from_secs(300);
 const HEADERS: usize = 9;
 /// Longest idempotency key, bytes.
 const KEY_MAX: usize = 128;
-/// Why a home did not do a push that has to be stored: nothing has happened.
+/// Why a push was not done by the router that it came to: nothing has happened.
 pub const MOVING: &str = "the client's partition is moving: try again";
 /// How long a push waits for a partition that moves.
 const MOVING_WITHIN: Duration = Duration::from_secs(10);
@@ -31,6 +31,12 @@ const MOVING_STEP: Duration = Duration::from_millis(100);
 /// A receipt that says why nothing was pushed.
 pub fn refused(id: u64, reason: &str) -> PushReceipt {
     PushReceipt { id, status: ReceiptStatus::Refused.into(), clients: 0, reason: reason.to_owned() }
+}
+
+/// A receipt for a push whose home went while it was under way.
+pub fn in_doubt(id: u64) -> PushReceipt {
+    let reason = "the client's router went: the push may have been done";
+    PushReceipt { id, status: ReceiptStatus::Expired.into(), clients: 0, reason: reason.to_owned() }
 }
 
 /// How long the caller waits for a receipt.
@@ -106,13 +112,13 @@ pub async fn route_in_order(
     if push.client.is_empty() {
         return homes.push(&tenant.name, push, handed).await;
     }
-    if !is_stored(&push) {
-        return to_home(homes, peers, tenant, push, handed).await;
-    }
     let deadline = Instant::now() + MOVING_WITHIN;
+    let doubt = in_doubt(push.id);
     loop {
         let receipt = to_home(homes, peers, tenant, push.clone(), handed).await;
-        if receipt.reason != MOVING || Instant::now() >= deadline {
+        // With a key it is done once, however often it is tried.
+        let again = receipt.reason == MOVING || (receipt == doubt && !push.idempotency_key.is_empty());
+        if !again || Instant::now() >= deadline {
             return receipt;
         }
         tokio::time::sleep(MOVING_STEP).await;

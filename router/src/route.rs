@@ -4,14 +4,24 @@ use std::{sync::Arc, time::Duration};
 
 use futures::{StreamExt, stream::FuturesUnordered};
 use hashbrown::HashSet;
-use penstock_common::name::{PartitionKey, TenantName, partition_of};
+use penstock_common::{
+    name::{PartitionKey, TenantName, partition_of},
+    rendezvous,
+};
 use penstock_proto::{
     link::{Push, PushResult, PushStatus},
     messaging::{PushReceipt, PushRequest, ReceiptStatus},
 };
 use tokio::time::{Instant, timeout_at};
 
-use crate::{homes::Homes, intake::Handed, link::Link, owners::Ownership, presence, push::is_stored};
+use crate::{
+    homes::Homes,
+    intake::Handed,
+    link::Link,
+    owners::Ownership,
+    presence,
+    push::{MOVING, is_stored},
+};
 
 /// Status, clients reached, reason.
 pub(crate) type Outcome = (ReceiptStatus, u32, String);
@@ -24,6 +34,19 @@ const WAIT_USUAL: Duration = Duration::from_secs(10);
 /// How long a client that no link owns is waited for while not every shard has told its owners.
 const ABSENT_WITHIN: Duration = Duration::from_secs(1);
 const ABSENT_STEP: Duration = Duration::from_millis(20);
+
+/// Why a push to a client was not done: it may be connected to a gateway that is not heard of.
+const UNTOLD: &str = "not every gateway has said who is connected to it: try again";
+
+/// A client that no link owns.
+pub(crate) enum Absent {
+    /// This router is not the home of its partition.
+    Elsewhere,
+    /// Every shard has told its owners.
+    Certainly,
+    /// Some have not.
+    Perhaps,
+}
 
 impl Homes {
     /// Pushes to a client whose home is here, or to every session with a matching subscription.
@@ -62,8 +85,11 @@ impl Homes {
         };
         let partition = partition_of(request.client.as_bytes(), defined.tenant.partitions);
         let key = PartitionKey { tenant: tenant.clone(), partition };
-        let Some(owner) = self.owner(&key, request.client.as_bytes()).await else {
-            return (ReceiptStatus::NotConnected, 0, String::new());
+        let owner = match self.owner(&key, request.client.as_bytes()).await {
+            Ok(owner) => owner,
+            Err(Absent::Elsewhere) => return refused(MOVING),
+            Err(Absent::Certainly) => return (ReceiptStatus::NotConnected, 0, String::new()),
+            Err(Absent::Perhaps) => return refused(UNTOLD),
         };
         let client = bytes::Bytes::from(request.client.into_bytes());
         let push = Push {
@@ -88,15 +114,35 @@ impl Homes {
         }
     }
 
-    /// The owner, waiting a little while some shard has not told its owners yet.
-    pub(crate) async fn owner(&self, key: &PartitionKey, client: &[u8]) -> Option<Ownership<Arc<Link>>> {
+    /// Whether another router is the home by the members that this one knows.
+    pub(crate) fn is_named_elsewhere(&self, key: &PartitionKey) -> bool {
+        let named = rendezvous::home(key, self.presence.members().routers.keys().copied());
+        named.is_some_and(|named| named != self.incarnation)
+    }
+
+    /// The owner, waiting a little while some shard may not have told it.
+    pub(crate) async fn owner(
+        &self,
+        key: &PartitionKey,
+        client: &[u8],
+    ) -> Result<Ownership<Arc<Link>>, Absent> {
         let deadline = Instant::now() + ABSENT_WITHIN;
         loop {
-            if let Some(owner) = self.get(key).and_then(|home| home.owner(client)) {
-                return Some(owner);
+            let home = self.get(key);
+            if let Some(owner) = home.as_ref().and_then(|home| home.owner(client)) {
+                return Ok(owner);
             }
-            if self.absence_is_certain() || Instant::now() >= deadline {
-                return None;
+            // Shards that have moved on, or are about to come, say nothing of it here: a home that is to be another router's
+            // never knows that a client is absent.
+            let elsewhere = self.is_named_elsewhere(key);
+            if elsewhere && home.is_none() {
+                return Err(Absent::Elsewhere);
+            }
+            if !elsewhere && self.absence_is_certain() {
+                return Err(Absent::Certainly);
+            }
+            if Instant::now() >= deadline {
+                return Err(Absent::Perhaps);
             }
             tokio::time::sleep(ABSENT_STEP).await;
         }

@@ -18,7 +18,6 @@ use bytes::Bytes;
 use penstock_common::{
     clock::UnixMillis,
     name::{PartitionKey, TenantName, partition_of},
-    rendezvous,
     store::{Begun, NewPush, PushKey, PushRefused, PushStep, Queued, SessionError, SteppedMail, StoreError},
 };
 use penstock_mqtt::topic;
@@ -153,8 +152,7 @@ impl Homes {
         if let Some(home) = self.get(key) {
             return Ok(Some(home));
         }
-        let named = rendezvous::home(key, self.presence.members().routers.keys().copied());
-        if named.is_some_and(|named| named != self.incarnation) {
+        if self.is_named_elsewhere(key) {
             return Ok(None);
         }
         self.open(key).await.map(Some)
