@@ -157,6 +157,12 @@ impl Ledger {
         self.seeing(reader).see(payload, None, sighting);
     }
 
+    /// A subscriber was handed a message, with this DUP flag: a repeat without it is a second message. With a recipient, it
+    /// must be a message of that number.
+    pub fn delivered(&self, reader: ReaderId, payload: &[u8], recipient: Option<u64>, dup: bool) {
+        self.seeing(reader).see(payload, recipient, Sighting::Delivered { dup });
+    }
+
     fn of_tenant<T>(&self, tenant: &str, mut act: impl FnMut(&Account) -> T) -> Vec<T> {
         let accounts: Vec<_> = self.accounts().values().cloned().collect();
         let locked = accounts.iter().map(|account| account.lock().unwrap_or_else(PoisonError::into_inner));

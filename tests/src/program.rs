@@ -100,6 +100,11 @@ impl Program {
         }
     }
 
+    /// Its `--node-id`.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
     /// Where it listens.
     ///
     /// # Panics
