@@ -14,6 +14,7 @@ pub mod serve;
 mod socket;
 mod subscription;
 mod token;
+mod unread;
 mod upgrade;
 
 use std::{sync::Arc, time::Duration};
@@ -245,7 +246,8 @@ async fn consumer(State(door): State<Arc<Door>>, request: Request) -> Response {
         Ok((upgrade, grant, seat)) => Consuming::join(&door, grant).await.map(|consuming| {
             let counted = Counted::new(&door.metrics.consumers);
             upgrade.accept(&door.open, CONSUMER_FRAME, |web| async move {
-                consuming.run(Socket::new(web)).await;
+                let ping = consuming.ping();
+                consuming.run(Socket::new(web, ping)).await;
                 drop((seat, counted));
             })
         }),
@@ -262,7 +264,7 @@ async fn producer(State(door): State<Arc<Door>>, request: Request) -> Response {
         let producing = Producing::new(&door, grant);
         let counted = Counted::new(&door.metrics.producers);
         Ok(upgrade.accept(&door.open, PRODUCER_FRAME, |web| async move {
-            producing.run(Socket::new(web)).await;
+            producing.run(Socket::new(web, socket::PING)).await;
             drop((seat, counted));
         }))
     });

@@ -250,16 +250,53 @@ async fn more_consumers_than_partitions_share_clients_in_order() {
     consumers.shutdown().await;
 }
 
+/// Another door of a router, and its figures.
+async fn another_door(router: &TestRouter, config: WebConfig) -> (SocketAddr, Registered) {
+    let door = web::Door::new(router.inside.clone(), router.auth.clone(), config, CancellationToken::new());
+    let (listener, mut metrics) = (bind().await, Registered::default());
+    let at = listener.local_addr().unwrap();
+    door.register(&mut metrics);
+    tokio::spawn(web::serve::serve(door.routes(), listener, CancellationToken::new()));
+    (at, metrics)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_busy_client_has_not_read_yet_does_not_come_twice() {
+    let cluster = Cluster::start(1).await;
+    let config = WebConfig { ack_timeout: Duration::from_millis(300), ..WebConfig::default() };
+    let (at, metrics) = another_door(&cluster.routers[0], config).await;
+    let token = token(&cluster, asked(false)).await;
+    let mut web = open(at, &format!("consumer/?token={token}")).await.unwrap();
+    for client in clients() {
+        cluster.publish(&client, "a/b", 0..1).await;
+    }
+    // Nobody reads, so nobody answers pings.
+    let held = || figure(&metrics, r#"penstock_web_messages_total{result="held"}"#).unwrap_or(0.0);
+    until("all have come again", async || held() >= 3.0 * clients().len() as f64).await;
+    let mut first = Vec::new();
+    for _ in clients() {
+        let got = record(&mut web).await;
+        assert!(!got.dup, "{} came twice", got.client);
+        first.push(got.client);
+    }
+    first.sort_unstable();
+    let mut all = clients();
+    all.sort_unstable();
+    assert_eq!(first, all);
+    // It reads and acknowledges nothing: now they come again.
+    for _ in clients() {
+        let got = record(&mut web).await;
+        assert!(got.dup);
+        say(&mut web, got.ack).await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_consumer_that_comes_back_at_once_is_let_in() {
     let cluster = Cluster::start(2).await;
     let token = token(&cluster, asked(false)).await;
-    let router = &cluster.routers[1];
     let config = WebConfig { patience: LIMIT, ..WebConfig::default() };
-    let door = web::Door::new(router.inside.clone(), router.auth.clone(), config, CancellationToken::new());
-    let (listener, stop) = (bind().await, CancellationToken::new());
-    let patient = listener.local_addr().unwrap();
-    tokio::spawn(web::serve::serve(door.routes(), listener, stop));
+    let (patient, _) = another_door(&cluster.routers[1], config).await;
     let other_kind = self::token(&cluster, asked(true)).await;
     for held in [token.clone(), other_kind] {
         let mut first = consumer(&cluster, 0, &token).await.unwrap();

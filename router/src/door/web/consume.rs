@@ -28,9 +28,10 @@ use super::{
     avro::{Message, Metadata, PayloadFormat},
     frame::{self, AckId},
     refusal::Refusal,
-    socket::{End, Socket, Step},
+    socket::{End, PING, Socket, Step},
     subscription,
     token::Grant,
+    unread::Unread,
 };
 use crate::{
     consume::{Consumer, Event, Partitions},
@@ -45,6 +46,8 @@ const JOIN: Duration = Duration::from_secs(10);
 const JOIN_TRIES: usize = 3;
 /// Between two looks whether the consumer before is gone.
 const LOOK: Duration = Duration::from_millis(100);
+/// Between two pings at least.
+const PING_LEAST: Duration = Duration::from_millis(50);
 /// Texts of a client that are heard together.
 const TEXTS: usize = 512;
 
@@ -93,6 +96,8 @@ pub struct Consuming {
     waiting: VecDeque<Batch>,
     /// Of the batch that is being sent.
     out: VecDeque<Outgoing>,
+    /// On its way to the client.
+    unread: Unread,
     /// The client has said what is no ackId.
     puzzling: bool,
 }
@@ -147,6 +152,7 @@ impl Consuming {
             hands: Hands::new(CREDIT, consumer.ack_timeout_ms),
             waiting: VecDeque::new(),
             out: VecDeque::new(),
+            unread: Unread::default(),
             puzzling: false,
         })
     }
@@ -168,6 +174,12 @@ impl Consuming {
             }
         }
         Ok(true)
+    }
+
+    /// How often the client is pinged: its answers tell what it has read before that comes again.
+    pub fn ping(&self) -> Duration {
+        let ack_timeout = Duration::from_millis(u64::from(self.group.options.ack_timeout_ms));
+        (ack_timeout / 3).clamp(PING_LEAST, PING)
     }
 
     /// Serves the client until it goes, or has to.
@@ -211,6 +223,7 @@ impl Consuming {
                     Step::Text(text) => if let Err(over) = self.said(&text, socket).await {
                         return over;
                     },
+                    Step::Pong => self.unread.ponged(socket.pongs()),
                     Step::End(end) => return Over::Client(end),
                 },
                 event = self.partitions.next(), if !sends && !full => match event.map(|event| self.event(event)) {
@@ -273,11 +286,19 @@ impl Consuming {
     }
 
     fn send<S: AsyncRead + AsyncWrite + Unpin>(&mut self, socket: &mut Socket<S>) -> Result<(), End> {
-        let Some(outgoing) = self.out.pop_front() else { return Ok(()) };
-        let id = outgoing.id;
-        let avro = message(outgoing.record, outgoing.times).encode(self.door.config.generation);
-        socket.send(frame::to_consumer(&id, &avro))?;
-        self.door.metrics.consumed.inc();
+        while let Some(outgoing) = self.out.pop_front() {
+            let id = outgoing.id;
+            if self.unread.contains(&id) {
+                // Should the client not ack the copy that it has, it comes once more.
+                self.door.metrics.held.inc();
+                continue;
+            }
+            let avro = message(outgoing.record, outgoing.times).encode(self.door.config.generation);
+            socket.send(frame::to_consumer(&id, &avro))?;
+            self.unread.written(id, socket.pings());
+            self.door.metrics.consumed.inc();
+            return Ok(());
+        }
         Ok(())
     }
 
@@ -293,9 +314,10 @@ impl Consuming {
             over = match socket.step(true, false).now_or_never() {
                 Some(Step::Text(text)) => said.hear(&text).err(),
                 Some(Step::End(end)) => Some(Over::Client(end)),
-                Some(Step::Room) | None => break,
+                Some(Step::Room | Step::Pong) | None => break,
             };
         }
+        self.unread.ponged(socket.pongs());
         self.puzzle(said.unknown);
         self.ack(said.acks).await;
         over.map_or(Ok(()), Err)
@@ -315,7 +337,10 @@ impl Consuming {
             return;
         }
         let before = self.hands.count();
-        ranges.iter().for_each(|range| self.hands.give(range));
+        for range in &ranges {
+            self.hands.give(range);
+            self.unread.acked(range);
+        }
         self.door.metrics.acked.inc_by(before - self.hands.count());
         self.partitions.ack(Acks { ranges }).await;
     }

@@ -21,6 +21,8 @@ pub struct WebMetrics {
     pub tokens: Counter,
     /// Records sent to consumers.
     pub consumed: Counter,
+    /// Records that came again and were not sent, because the client has not read the copy before.
+    pub held: Counter,
     /// Records acknowledged by consumers.
     pub acked: Counter,
     /// Texts of consumers that are no ackId.
@@ -40,6 +42,7 @@ impl Default for WebMetrics {
             consumers: sockets.get_or_create_owned(&[("kind", "consumer")]),
             producers: sockets.get_or_create_owned(&[("kind", "producer")]),
             consumed: of("consumed"),
+            held: of("held"),
             acked: of("acked"),
             unknown: of("unknown"),
             produced: of("produced"),

@@ -119,6 +119,7 @@ impl Producing {
                     {
                         return Over::Client(end);
                     },
+                    Step::Pong => {}
                     Step::End(end) => return Over::Client(end),
                 },
                 Some(pushed) = self.under_way.next() => self.answer(pushed),

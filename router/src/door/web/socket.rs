@@ -8,6 +8,7 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
 use futures::{Sink, Stream, StreamExt};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite},
@@ -19,8 +20,8 @@ use tungstenite::{
     protocol::{CloseFrame, frame::coding::CloseCode},
 };
 
-/// Between two pings.
-const PING: Duration = Duration::from_secs(20);
+/// Between two pings, unless something depends on their answers.
+pub const PING: Duration = Duration::from_secs(20);
 /// A client from which nothing was heard for so long, pongs included, is gone. Longer than the minute after which java_websocket
 /// pings by itself, also while a listener is at work in its read thread and answers nothing; it then gives up by itself.
 const SILENCE: Duration = Duration::from_secs(90);
@@ -34,6 +35,8 @@ const CLOSE: Duration = Duration::from_secs(2);
 pub enum Step {
     /// The client says something.
     Text(Utf8Bytes),
+    /// It answers a ping.
+    Pong,
     /// There is room for one frame.
     Room,
     /// It is over; with a code, close it.
@@ -79,14 +82,29 @@ pub struct Socket<S> {
     /// Something waits for the client since.
     blocked: Option<Instant>,
     tick: Pin<Box<Sleep>>,
+    every: Duration,
+    /// Pings are numbered; the last that was sent, and the last that was answered.
+    pings: u64,
+    pongs: u64,
     writes_first: bool,
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
-    /// An open one.
-    pub fn new(web: WebSocketStream<S>) -> Self {
-        let tick = Box::pin(sleep(PING));
-        Self { web, heard: Instant::now(), blocked: None, tick, writes_first: false }
+    /// An open one, with a ping every so often.
+    pub fn new(web: WebSocketStream<S>, every: Duration) -> Self {
+        let tick = Box::pin(sleep(every));
+        let (heard, blocked) = (Instant::now(), None);
+        Self { web, heard, blocked, tick, every, pings: 0, pongs: 0, writes_first: false }
+    }
+
+    /// Pings sent.
+    pub fn pings(&self) -> u64 {
+        self.pings
+    }
+
+    /// The last of them that was answered.
+    pub fn pongs(&self) -> u64 {
+        self.pongs
     }
 
     /// The next thing that happens. Reads only when asked to; with `wants_room` also says when a frame can be sent. May be
@@ -151,8 +169,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
             match next {
                 Some(Ok(Message::Text(text))) => return Poll::Ready(Step::Text(text)),
                 Some(Ok(Message::Binary(_))) => return Poll::Ready(Step::End(End::Binary)),
+                // What nobody has asked for is no answer.
+                Some(Ok(Message::Pong(number))) => {
+                    let number = number.as_ref().try_into().map_or(0, u64::from_be_bytes);
+                    if number <= self.pings {
+                        self.pongs = self.pongs.max(number);
+                    }
+                    return Poll::Ready(Step::Pong);
+                }
                 // Pings are answered beneath; after a close nothing follows.
-                Some(Ok(Message::Ping(_) | Message::Pong(_) | Message::Close(_) | Message::Frame(_))) => {}
+                Some(Ok(Message::Ping(_) | Message::Close(_) | Message::Frame(_))) => {}
                 Some(Err(error)) => return Poll::Ready(Step::End(end_of(&error))),
                 None => return Poll::Ready(Step::End(End::Closed)),
             }
@@ -201,14 +227,21 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
             }
             // Behind what waits already a ping would tell nothing.
             if self.blocked.is_none()
-                && let Err(error) = Pin::new(&mut self.web).start_send(Message::Ping(Default::default()))
+                && let Err(error) = self.ping()
             {
                 return Poll::Ready(Step::End(end_of(&error)));
             }
             let _ = Pin::new(&mut self.web).poll_flush(context);
-            self.tick.as_mut().reset(now + PING);
+            let every = self.every;
+            self.tick.as_mut().reset(now + every);
         }
         Poll::Pending
+    }
+
+    fn ping(&mut self) -> Result<(), Error> {
+        self.pings += 1;
+        let number = Bytes::copy_from_slice(&self.pings.to_be_bytes());
+        Pin::new(&mut self.web).start_send(Message::Ping(number))
     }
 }
 
@@ -238,7 +271,7 @@ mod tests {
     async fn pair(room: usize) -> (Socket<DuplexStream>, WebSocketStream<DuplexStream>) {
         let (own, other) = duplex(room);
         let own = WebSocketStream::from_raw_socket(own, Role::Server, None).await;
-        (Socket::new(own), WebSocketStream::from_raw_socket(other, Role::Client, None).await)
+        (Socket::new(own, PING), WebSocketStream::from_raw_socket(other, Role::Client, None).await)
     }
 
     async fn end_of_step(step: impl Future<Output = Step>) -> (End, Duration) {
@@ -262,7 +295,9 @@ mod tests {
         let (mut socket, mut client) = pair(64 << 10).await;
         let answers =
             tokio::spawn(async move { while client.next().await.is_some_and(|said| said.is_ok()) {} });
-        assert!(timeout(HOUR, socket.step(true, false)).await.is_err());
+        let stays = timeout(HOUR, async { while matches!(socket.step(true, false).await, Step::Pong) {} });
+        assert!(stays.await.is_err());
+        assert!(socket.pongs() > 100 && socket.pings() - socket.pongs() <= 1);
         drop(socket);
         answers.await.unwrap();
     }
