@@ -1,7 +1,7 @@
 //! The state of all partitions and the batch that is being gathered: what each verb changes. Runs in the committer's
 //! thread only, one verb at a time; what a verb returns is told to its caller after the batch is stored.
 
-use fjall::{OwnedWriteBatch as WriteBatch, PersistMode};
+use fjall::{Guard, OwnedWriteBatch as WriteBatch, PersistMode};
 use hashbrown::HashMap;
 
 use super::{
@@ -234,19 +234,34 @@ impl Machine {
         trimmed: EntryId,
         bound: EntryId,
     ) -> Result<(), StoreError> {
-        let mut last = None;
-        for item in self.disk.range(key, trimmed, bound).take(REMOVE_STEP) {
-            let entry = item.key().map_err(failed)?;
-            last = Some(keys::entry_id(&entry).ok_or_else(|| corrupt("an entry"))?);
-            self.batch.remove(&self.disk.log, entry);
+        let removed = self.next_entries(key, trimmed, bound)?;
+        for id in &removed {
+            self.batch.remove(&self.disk.log, keys::entry(key, *id));
         }
-        let Some(last) = last else { return Ok(()) };
+        let Some(last) = removed.last().copied() else { return Ok(()) };
         let entry = self.disk.last_up_to(key, trimmed, last)?.ok_or_else(|| corrupt("an entry"))?;
         if let Some(partition) = self.partitions.get_mut(key) {
             partition.trimmed = (last, entry.entry.totals);
         }
         self.write_settings(key);
         Ok(())
+    }
+
+    /// The entries after one up to another, some of them if they are many. Within a term none is read: its sequences are dense.
+    fn next_entries(
+        &self,
+        key: &PartitionKey,
+        after: EntryId,
+        to: EntryId,
+    ) -> Result<Vec<EntryId>, StoreError> {
+        if after.term == to.term {
+            let sequences = (after.sequence + 1..=to.sequence).take(REMOVE_STEP);
+            return Ok(sequences.map(|sequence| EntryId { sequence, ..to }).collect());
+        }
+        let entries = self.disk.range(key, after, to).take(REMOVE_STEP);
+        let id =
+            |item: Guard| keys::entry_id(&item.key().map_err(failed)?).ok_or_else(|| corrupt("an entry"));
+        entries.map(id).collect()
     }
 
     pub(super) fn put_user(
