@@ -151,6 +151,12 @@ impl Holding {
         ranges.iter().for_each(|range| state.hands.give(range));
     }
 
+    /// The consumer leaves: nothing is in its hands any more, and no home keeps anything for it. What it acknowledged is told
+    /// still.
+    pub fn left(&self) {
+        lock(&self.state).hands = Hands::new(u32::MAX, 0);
+    }
+
     /// Ends when the home that was joined last is void.
     pub async fn void(&self) {
         loop {
@@ -261,6 +267,9 @@ mod tests {
         assert!(!own.joined(Term(1)) && own.joined(Term(2)) && own.take(&batch(3, &[0])));
         let found = (0..=REFUSED).filter(|_| own.joined(Term(1))).count();
         assert_eq!(found, 1, "terms that begin anew are found out");
+        own.left();
+        let held = holdings.ask(&slot, Term(3));
+        assert_eq!((held.holders.len(), &held.acked[..]), (0, &[range(1, 1)][..]));
         drop(entered);
         assert!(holdings.ask(&slot, Term(3)).holders.is_empty() && lock(&holdings.all).is_empty());
     }

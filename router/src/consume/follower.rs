@@ -211,7 +211,7 @@ impl Follower {
                     Ok(batch) if !self.entered.holding.take(&batch) => return,
                     Ok(batch) => {
                         if self.hand_on(&mut source, batch).await.is_err() {
-                            return source.finish().await;
+                            return self.leave(source).await;
                         }
                     }
                     Err(status) => {
@@ -224,12 +224,19 @@ impl Follower {
                 },
                 said = self.said.recv() => match said {
                     Some(say) => self.pass(&mut source, say).await,
-                    None => return source.finish().await,
+                    None => return self.leave(source).await,
                 },
                 () = self.lead.doubted(&self.key) => return,
                 () = self.entered.holding.void() => return,
             }
         }
+    }
+
+    /// First the hands, then the home: it may end its task, and the task that the next consumer begins asks who holds what. What
+    /// was still said to be held would wait for this consumer, which does not come.
+    async fn leave(&self, source: Source) {
+        self.entered.holding.left();
+        source.finish().await;
     }
 
     /// Waits for the consumer, and takes what it says meanwhile: otherwise both would wait for each other.
