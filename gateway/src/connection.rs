@@ -80,19 +80,13 @@ fn poll(shard: &ShardCell, key: ConnectionKey, stream: &TcpStream, context: &mut
     Poll::Pending
 }
 
-/// What has to wait, of a packet that `needs` so much. A copy, so that nothing pins the shared buffer; but for much that is its
-/// own already: a client that is read a little at a time would have it copied each time. There is room for the whole packet if
-/// half of it is here.
-fn keep(input: Bytes, needs: usize) -> BytesMut {
-    let copy = |input: &[u8]| {
-        let mut kept = BytesMut::with_capacity(needs.clamp(input.len(), 2 * input.len()));
-        kept.extend_from_slice(input);
-        kept
-    };
-    match input.len() < READ_BYTES / 8 {
-        true => copy(&input),
-        false => input.try_into_mut().unwrap_or_else(|shared| copy(&shared)),
+/// What has to wait. A copy, so that nothing pins the shared buffer; but for much that is its own already: a client that is
+/// read a little at a time would have it copied each time.
+fn keep(input: Bytes) -> BytesMut {
+    if input.len() < READ_BYTES / 8 {
+        return BytesMut::from(&input[..]);
     }
+    input.try_into_mut().unwrap_or_else(|shared| BytesMut::from(&shared[..]))
 }
 
 async fn linger(stream: &TcpStream) -> io::Result<()> {
@@ -194,8 +188,7 @@ impl Shard {
         }
         let Some(connection) = self.connections.get_mut(key) else { return };
         if !input.is_empty() {
-            let needs = connection.session.needs(&input).unwrap_or_default();
-            connection.rest = keep(input, needs);
+            connection.rest = keep(input);
         }
         self.touch(key);
     }

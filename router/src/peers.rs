@@ -29,12 +29,16 @@ use tonic::{
 };
 use tracing::debug;
 
-use crate::{clients::Page, homes::TookOver, intake::Handed, secret};
+use crate::{
+    clients::Page,
+    homes::TookOver,
+    intake::Handed,
+    relay::{CONNECTION_WINDOW, FRAME_BYTES, STREAM_WINDOW},
+    secret,
+};
 
 const CONNECT: Duration = Duration::from_secs(2);
 const KEEP_ALIVE: Duration = Duration::from_secs(3);
-const STREAM_WINDOW: u32 = 4 << 20;
-const CONNECTION_WINDOW: u32 = 16 << 20;
 /// Pushes that wait for one router, and those that wait for its receipts.
 const PUSHES: usize = 1_024;
 /// A push's own limit of 10 s, or what it asks for, plus the way.
@@ -237,7 +241,8 @@ impl Peers {
                 .keep_alive_timeout(KEEP_ALIVE)
                 .keep_alive_while_idle(true)
                 .initial_stream_window_size(STREAM_WINDOW)
-                .initial_connection_window_size(CONNECTION_WINDOW);
+                .initial_connection_window_size(CONNECTION_WINDOW)
+                .max_frame_size(FRAME_BYTES);
             let client = PeerClient::with_interceptor(endpoint.connect_lazy(), self.secret.clone());
             Ok(client.max_decoding_message_size(MESSAGE).max_encoding_message_size(MESSAGE))
         };

@@ -11,8 +11,8 @@ pub(crate) const BATCH_BYTES: usize = 1 << 20;
 /// Most records in a batch.
 pub(crate) const BATCH_RECORDS: usize = 4_096;
 
-/// Most room that a batch begins with: a lane may have many records once and few ever after. What is not used is not resident.
-const ROOM_BYTES: usize = 512 * 1_024;
+/// Most room that a batch begins with: a lane may have many records once and few ever after.
+const ROOM_BYTES: usize = 64 * 1_024;
 const ROOM_RECORDS: usize = 512;
 
 /// What a batch holds.

@@ -8,6 +8,10 @@ use penstock_proto::messaging::Range;
 
 use super::frame::AckId;
 
+/// Records; of more the oldest are taken for read, and may come twice. A client that answers no pings and acknowledges nothing
+/// could have ever more of them.
+const MOST: usize = 4_096;
+
 /// See the module. It holds what the client neither acknowledges nor, by answering pings, shows to have read.
 #[derive(Debug, Default)]
 pub struct Unread {
@@ -21,6 +25,9 @@ impl Unread {
     pub fn written(&mut self, id: AckId, pings: u64) {
         if self.ids.insert(id) {
             self.order.push_back((id, pings));
+            if self.order.len() > MOST {
+                self.read_one();
+            }
         }
     }
 
@@ -55,6 +62,7 @@ impl Unread {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use super::*;
 
     fn id(index: u32) -> AckId {
@@ -63,6 +71,15 @@ mod tests {
 
     fn unread(unread: &Unread) -> Vec<u32> {
         (0..10).filter(|index| unread.contains(&id(*index))).collect()
+    }
+
+    #[test]
+    fn of_too_much_the_oldest_is_forgotten() {
+        let mut own = Unread::default();
+        let most = u32::try_from(MOST).unwrap();
+        (0..=most).for_each(|index| own.written(id(index), 0));
+        assert!(!own.contains(&id(0)) && own.contains(&id(1)) && own.contains(&id(most)));
+        assert_eq!((own.order.len(), own.ids.len()), (MOST, MOST));
     }
 
     #[test]
